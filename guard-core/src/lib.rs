@@ -1,0 +1,1 @@
+//! All logic of the voice-guard programs.
