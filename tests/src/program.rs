@@ -1,0 +1,106 @@
+//! The five programs, and where they are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// One of the five programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// `check-agent-running`
+    Check,
+    /// `start-voice-agent-safe`
+    Start,
+    /// `stop-voice-agent-safe`
+    Stop,
+    /// `start-voice-system`
+    System,
+    /// `restart-voice-system`
+    Restart,
+}
+
+impl Program {
+    /// All five.
+    pub const ALL: [Self; 5] = [
+        Self::Check,
+        Self::Start,
+        Self::Stop,
+        Self::System,
+        Self::Restart,
+    ];
+
+    /// The program's own name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check-agent-running",
+            Self::Start => "start-voice-agent-safe",
+            Self::Stop => "stop-voice-agent-safe",
+            Self::System => "start-voice-system",
+            Self::Restart => "restart-voice-system",
+        }
+    }
+
+    /// The name of the script it replaces, under which users call it.
+    #[must_use]
+    pub const fn script(self) -> &'static str {
+        match self {
+            Self::Check => "check_agent_running.sh",
+            Self::Start => "start_voice_agent_safe.sh",
+            Self::Stop => "stop_voice_agent_safe.sh",
+            Self::System => "start_voice_system.sh",
+            Self::Restart => "restart_voice_system.sh",
+        }
+    }
+}
+
+/// The built program: in `VOICE_GUARD_TEST_BIN_DIR` if that is set (to test a
+/// release build), otherwise beside this test executable.
+#[must_use]
+pub fn binary(program: Program) -> PathBuf {
+    let path = binary_folder().join(program.name());
+    assert!(
+        path.is_file(),
+        "{} is not built. `cargo test --workspace` builds the programs; `cargo test -p scenarios` \
+         alone does not: run `cargo build --workspace` first.",
+        path.display()
+    );
+    path
+}
+
+fn binary_folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("VOICE_GUARD_TEST_BIN_DIR") {
+        return PathBuf::from(folder);
+    }
+    let test = std::env::current_exe().expect("the test executable has a path");
+    let mut folder = test.parent().expect("the test executable is in a folder");
+    // Test executables are in target/PROFILE/deps, the programs one above.
+    if folder.ends_with("deps") {
+        folder = folder.parent().expect("deps is in a folder");
+    }
+    folder.to_path_buf()
+}
+
+/// The Python interpreter for test agents: the binary itself, not a shim
+/// (pyenv's `python3` is a shell script that execs the real one later).
+#[must_use]
+pub fn python() -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| resolve_python("python3"))
+}
+
+/// What interpreter `command` ends up as.
+#[must_use]
+pub fn resolve_python(command: &str) -> PathBuf {
+    let output = Command::new(command)
+        .args(["-c", "import sys; print(sys.executable)"])
+        .output()
+        .unwrap_or_else(|error| panic!("the tests need {command}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command} does not run: {output:?}"
+    );
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    assert!(path.is_absolute(), "{command} names no path of its own");
+    path
+}
