@@ -1,0 +1,230 @@
+//! The guard: mutual exclusion among these programs.
+//!
+//! An exclusive `flock(2)` on a file that is never unlinked and that
+//! `rm /tmp/letta_voice_agent.*` misses. The startup lock of the original
+//! scripts cannot serve: people and exit traps unlink it while it is held, and
+//! the next starter would lock a fresh inode.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fd_lock::RwLock;
+
+use crate::process_table::Pid;
+use crate::tracking_file::{self, FileId, Oddity, Opening};
+
+/// The file whose lock is the guard.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    path: PathBuf,
+}
+
+/// The guard, held until this value is dropped or the program ends.
+#[derive(Debug)]
+pub struct HeldGuard {
+    lock: RwLock<File>,
+    id: FileId,
+}
+
+/// What came of trying to take the guard.
+#[derive(Debug)]
+pub enum Taking {
+    /// Ours now.
+    Held(HeldGuard),
+    /// Somebody else's.
+    Busy,
+}
+
+/// Why the guard could not even be tried.
+#[derive(Debug)]
+pub enum GuardError {
+    /// Something else has its name.
+    Odd(Oddity),
+    /// The system refused.
+    Io(io::Error),
+}
+
+impl From<io::Error> for GuardError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Exclusive,
+    Shared,
+}
+
+impl Guard {
+    /// The guard at `path`.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the guard, if nobody holds it in any way.
+    ///
+    /// # Errors
+    /// When the file is no plain file or cannot be opened or made.
+    pub fn try_exclusive(&self) -> Result<Taking, GuardError> {
+        self.take(Sharing::Exclusive)
+    }
+
+    /// Takes the guard beside other checks, if nobody starts or stops.
+    ///
+    /// # Errors
+    /// As [`Self::try_exclusive`].
+    pub fn try_shared(&self) -> Result<Taking, GuardError> {
+        self.take(Sharing::Shared)
+    }
+
+    fn take(&self, sharing: Sharing) -> Result<Taking, GuardError> {
+        loop {
+            let file = self.open()?;
+            let id = FileId::of_open(&file)?;
+            let mut lock = RwLock::new(file);
+            if !lock_without_waiting(&mut lock, sharing)? {
+                return Ok(Taking::Busy);
+            }
+            // Nobody should remove this file; if somebody did between our open
+            // and our lock, others lock its successor.
+            if FileId::of_name(&self.path)? == Some(id) {
+                return Ok(Taking::Held(HeldGuard { lock, id }));
+            }
+        }
+    }
+
+    /// Opened for reading, which is enough to lock, even another user's and on
+    /// a read-only file system; made only if absent, since
+    /// `fs.protected_regular` refuses `O_CREAT` on another user's file.
+    fn open(&self) -> Result<File, GuardError> {
+        loop {
+            match tracking_file::open(&self.path)? {
+                Opening::Plain(opened) => return Ok(opened.file),
+                Opening::Odd(oddity) => return Err(GuardError::Odd(oddity)),
+                Opening::Absent => match tracking_file::create_new(&self.path, b"") {
+                    Ok(file) => return Ok(file.into()),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+    }
+
+    /// The process that took the guard, according to `/proc/locks`; `None` if
+    /// nobody holds it or it is not shown (another PID namespace, a file system
+    /// that reports another device number).
+    #[must_use]
+    pub fn holder(&self) -> Option<Pid> {
+        let id = FileId::of_name(&self.path).ok()??;
+        let device = id.device;
+        let name = format!(
+            "{:02x}:{:02x}:{}",
+            rustix::fs::major(device),
+            rustix::fs::minor(device),
+            id.inode
+        );
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| {
+            // "1: FLOCK  ADVISORY  WRITE 1234 fd:00:5678 0 EOF"; waiters have "->".
+            let mut fields = line.split_whitespace().skip(1);
+            let is_lock = fields.next() == Some("FLOCK");
+            let number = fields.nth(2)?.parse().ok()?;
+            (is_lock && fields.next() == Some(name.as_str()))
+                .then(|| Pid::new(number))
+                .flatten()
+        })
+    }
+}
+
+impl HeldGuard {
+    /// Which file is locked.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Makes a shared hold exclusive, so that files may be removed. `false` if
+    /// somebody else holds it too; ours may be lost then.
+    ///
+    /// # Errors
+    /// Those of `flock(2)`.
+    pub fn make_exclusive(&mut self) -> io::Result<bool> {
+        lock_without_waiting(&mut self.lock, Sharing::Exclusive)
+    }
+}
+
+fn lock_without_waiting(lock: &mut RwLock<File>, sharing: Sharing) -> io::Result<bool> {
+    loop {
+        // fd-lock's guards borrow the lock and unlock when dropped. We hold to
+        // the end of the descriptor instead, which is the end of the program.
+        let taken = match sharing {
+            Sharing::Exclusive => lock.try_write().map(std::mem::forget),
+            Sharing::Shared => lock.try_read().map(std::mem::forget),
+        };
+        match taken {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_share_it_and_a_starter_excludes_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = Guard::at(&folder.path().join(".x.guard"));
+        let Taking::Held(first) = guard.try_shared().unwrap() else {
+            panic!("fresh guard is busy");
+        };
+        let Taking::Held(second) = guard.try_shared().unwrap() else {
+            panic!("checks exclude each other");
+        };
+        assert!(matches!(guard.try_exclusive().unwrap(), Taking::Busy));
+        assert_eq!(guard.holder(), Some(Pid::own()));
+        drop((first, second));
+        let Taking::Held(_held) = guard.try_exclusive().unwrap() else {
+            panic!("a free guard is busy");
+        };
+        assert!(matches!(guard.try_shared().unwrap(), Taking::Busy));
+    }
+
+    #[test]
+    fn a_removed_guard_is_replaced_not_shared() {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = Guard::at(&folder.path().join(".x.guard"));
+        let Taking::Held(old) = guard.try_exclusive().unwrap() else {
+            panic!("fresh guard is busy");
+        };
+        std::fs::remove_file(guard.path()).unwrap();
+        let Taking::Held(new) = guard.try_exclusive().unwrap() else {
+            panic!("the new file is busy");
+        };
+        assert_ne!(old.id(), new.id());
+    }
+
+    #[test]
+    fn odd_things_in_its_place_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = Guard::at(folder.path());
+        assert!(matches!(
+            guard.try_exclusive(),
+            Err(GuardError::Odd(Oddity::Folder))
+        ));
+    }
+}

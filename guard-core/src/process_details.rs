@@ -1,0 +1,54 @@
+//! What a person wants to know of chosen processes: since when, whose.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+
+use crate::process_table::Pid;
+
+/// How long some processes have been running.
+#[derive(Debug, Default)]
+pub struct Ages(BTreeMap<Pid, Duration>);
+
+impl Ages {
+    /// Asks for these processes only.
+    pub fn of(pids: impl Iterator<Item = Pid>) -> Self {
+        let wanted: Vec<(Pid, sysinfo::Pid)> = pids
+            .filter_map(|pid| {
+                let number = u32::try_from(pid.get()).ok()?;
+                Some((pid, sysinfo::Pid::from_u32(number)))
+            })
+            .collect();
+        let numbers: Vec<sysinfo::Pid> = wanted.iter().map(|(_, number)| *number).collect();
+        // Without ages the report is poorer, not wrong.
+        let Ok(mut system) = System::new() else {
+            return Self::default();
+        };
+        system.refresh_processes_specifics(
+            ProcessesToUpdate::Some(&numbers),
+            false,
+            ProcessRefreshKind::nothing().without_tasks(),
+        );
+        let ages = wanted.into_iter().filter_map(|(pid, number)| {
+            let process = system.process(number)?;
+            Some((pid, Duration::from_secs(process.run_time())))
+        });
+        Self(ages.collect())
+    }
+
+    /// The age of one of them, if it still runs.
+    #[must_use]
+    pub fn get(&self, pid: Pid) -> Option<Duration> {
+        self.0.get(&pid).copied()
+    }
+}
+
+/// The user's name, or the number if it has none here.
+#[must_use]
+pub fn user_name(uid: u32) -> String {
+    nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+        .ok()
+        .flatten()
+        .map_or_else(|| format!("uid {uid}"), |user| user.name)
+}

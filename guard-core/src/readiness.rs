@@ -1,0 +1,169 @@
+//! Is the agent ready? Its log says so, by a line that matches a pattern.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anstream::adapter::StripBytes;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use regex_lite::Regex;
+
+use crate::log_file::AgentLog;
+
+/// How much of the output so far a match may reach back into.
+const REACH: usize = 4096;
+
+/// Looks for the readiness line in output that comes in pieces.
+///
+/// Agents colour their output and wrap it at 80 columns, so ANSI codes are
+/// taken out and every run of white space, line ends too, is one space.
+#[derive(Debug)]
+pub struct ReadinessLine {
+    pattern: Regex,
+    colours: StripBytes,
+    /// Bytes that the last piece left behind: the end of the text so far.
+    text: Vec<u8>,
+}
+
+impl ReadinessLine {
+    /// Looks for `pattern`.
+    #[must_use]
+    pub fn new(pattern: Regex) -> Self {
+        Self {
+            pattern,
+            colours: StripBytes::new(),
+            text: Vec::new(),
+        }
+    }
+
+    /// Takes the next piece of output; `true` as soon as the line is there.
+    pub fn feed(&mut self, piece: &[u8]) -> bool {
+        let mut after_space = self.text.last() == Some(&b' ');
+        for plain in self.colours.strip_next(piece) {
+            for &byte in plain {
+                if byte.is_ascii_whitespace() {
+                    if !after_space {
+                        self.text.push(b' ');
+                    }
+                    after_space = true;
+                } else {
+                    self.text.push(byte);
+                    after_space = false;
+                }
+            }
+        }
+        let found = self.pattern.is_match(&String::from_utf8_lossy(&self.text));
+        let surplus = self.text.len().saturating_sub(REACH);
+        self.text.drain(..surplus);
+        found
+    }
+}
+
+/// Watches what an agent writes into its log from the beginning of its start.
+#[derive(Debug)]
+pub struct LogWatch {
+    file: File,
+    position: u64,
+    line: ReadinessLine,
+    events: Option<Inotify>,
+}
+
+impl LogWatch {
+    /// Watches `log`; to be called before the agent can write.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn of(log: &AgentLog, pattern: Regex) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(log.path())?,
+            position: log.start(),
+            line: ReadinessLine::new(pattern),
+            events: watch(log).ok(),
+        })
+    }
+
+    /// Readable when something was written; `None` if the system has no watch
+    /// to give (`fs.inotify.max_user_instances`): then look now and again.
+    #[must_use]
+    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads on; `true` once the readiness line is there.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn is_ready(&mut self) -> io::Result<bool> {
+        if let Some(events) = &self.events {
+            // Emptied before the log is read, so that nothing is missed.
+            let _ = events.read_events();
+        }
+        if self.file.metadata()?.len() < self.position {
+            // Somebody has emptied it meanwhile.
+            self.position = 0;
+        }
+        self.file.seek(SeekFrom::Start(self.position))?;
+        let mut piece = [0; 8192];
+        loop {
+            let count = match self.file.read(&mut piece) {
+                Ok(0) => return Ok(false),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.position += count as u64;
+            if self.line.feed(&piece[..count]) {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+fn watch(log: &AgentLog) -> nix::Result<Inotify> {
+    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    events.add_watch(log.path(), AddWatchFlags::IN_MODIFY)?;
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_found(pieces: &[&str]) -> bool {
+        let mut line = ReadinessLine::new(Regex::new("registered worker").unwrap());
+        pieces.iter().any(|piece| line.feed(piece.as_bytes()))
+    }
+
+    #[test]
+    fn the_line_is_found_however_it_is_dressed() {
+        assert!(is_found(&[
+            "x INFO livekit.agents - registered worker {\"id\": 1}\n"
+        ]));
+        assert!(is_found(&[
+            "{\"message\": \"registered worker\", \"level\": \"INFO\"}\n"
+        ]));
+        assert!(is_found(&[
+            "\x1b[32mINFO\x1b[0m - \x1b[1mregistered\x1b[0m worker"
+        ]));
+        assert!(is_found(&[
+            "06:24:44 INFO   livekit.agents     registered\n          worker\n"
+        ]));
+        assert!(is_found(&["noise\nregis", "tered wor", "ker"]));
+        assert!(is_found(&["\x1b[3", "2mregistered\x1b", "[0m worker"]));
+        assert!(is_found(&[
+            &"x".repeat(100_000),
+            " registered",
+            "\n\t worker"
+        ]));
+    }
+
+    #[test]
+    fn other_lines_are_not() {
+        assert!(!is_found(&[
+            "starting worker\n",
+            "registered\n",
+            "the worker\n"
+        ]));
+        assert!(!is_found(&[""]));
+    }
+}

@@ -1,0 +1,724 @@
+//! Every sentence that a user reads, as text or as one JSON object.
+//!
+//! Everything goes to standard output, refusals too: callers redirect that
+//! (CONTRACT, "Exit codes and effects"). Output that cannot be written is lost
+//! and changes nothing else.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::outcome::Outcome;
+use crate::process_details::{Ages, user_name};
+use crate::process_table::Pid;
+use crate::settings::{Interpreter, Naming};
+use crate::sighting::{Agent, Kinship, OrphanWorker, Relative, SpareReason, Spared, Unseen};
+use crate::signals::Interruption;
+use crate::startup_lock::{StaleReason, Starter};
+use crate::terminate::{SurvivalReason, Survivor};
+
+/// How to say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Sentences, as things happen.
+    Text,
+    /// One object at the end.
+    Json,
+    /// Nothing; the exit code says it.
+    Quiet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tone {
+    Good,
+    Plain,
+    Warning,
+    Error,
+}
+
+/// Collects what a program has to say.
+#[derive(Debug)]
+pub struct Report {
+    format: Format,
+    coloured: bool,
+    naming: Naming,
+    facts: Facts,
+}
+
+/// The JSON object. Keys are stable; new ones may be added.
+#[derive(Debug, Default, Serialize)]
+struct Facts {
+    program: String,
+    version: String,
+    outcome: &'static str,
+    exit_code: u8,
+    message: String,
+    agents: Vec<AgentFacts>,
+    orphan_workers: Vec<ProcessFacts>,
+    leftovers: Vec<ProcessFacts>,
+    stopped: Vec<i32>,
+    duplicates_removed: usize,
+    registration_confirmed: Option<bool>,
+    log_file: Option<String>,
+    files_removed: Vec<String>,
+    notes: Vec<String>,
+    help: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentFacts {
+    pid: i32,
+    mode: String,
+    script: String,
+    user: String,
+    uid: u32,
+    age_seconds: Option<u64>,
+    wrapper: Option<WrapperFacts>,
+    tracked: bool,
+    container: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct WrapperFacts {
+    pid: i32,
+    command: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ProcessFacts {
+    pid: i32,
+    user: String,
+    uid: u32,
+    command: Option<String>,
+    marked: Option<bool>,
+}
+
+impl Report {
+    /// A report of `program`.
+    #[must_use]
+    pub fn new(program: &str, version: &str, format: Format) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        Self {
+            format,
+            coloured: !no_color && !dumb && std::io::stdout().is_terminal(),
+            naming: Naming::Programs,
+            facts: Facts {
+                program: program.to_owned(),
+                version: version.to_owned(),
+                ..Facts::default()
+            },
+        }
+    }
+
+    /// From now on, advice uses the caller's own names of the programs.
+    pub fn name_programs(&mut self, naming: &Naming) {
+        self.naming = naming.clone();
+    }
+
+    /// Ends the report: in JSON, this prints it.
+    pub fn finish(mut self, outcome: Outcome) {
+        self.facts.outcome = outcome.name();
+        self.facts.exit_code = outcome.exit_code();
+        if self.format == Format::Json
+            && let Ok(object) = serde_json::to_string(&self.facts)
+        {
+            print(&object);
+        }
+    }
+
+    /// Something went wrong.
+    pub fn failure(&mut self, failure: &Failure) {
+        self.headline(Tone::Error, format!("ERROR: {failure}"));
+        if let Some(help) = failure.remedy() {
+            self.advise(help.to_owned());
+        }
+    }
+
+    // --- what is there ---
+
+    /// An agent runs; `tracked` is the process that the PID file names.
+    pub fn agents(&mut self, agents: &[Agent], tracked: Option<Pid>) {
+        let ages = Ages::of(agents.iter().map(|agent| agent.identity.pid));
+        for agent in agents {
+            let pid = agent.identity.pid;
+            let is_tracked = tracked.is_some_and(|tracked| {
+                tracked == pid || agent.wrapper.as_ref().is_some_and(|w| w.pid == tracked)
+            });
+            let facts = AgentFacts {
+                pid: pid.get(),
+                mode: agent.command.mode.to_string_lossy().into_owned(),
+                script: agent.command.script.to_string_lossy().into_owned(),
+                user: user_name(agent.uid),
+                uid: agent.uid,
+                age_seconds: ages.get(pid).map(|age| age.as_secs()),
+                wrapper: agent.wrapper.as_ref().map(|wrapper| WrapperFacts {
+                    pid: wrapper.pid.get(),
+                    command: wrapper.command.clone(),
+                }),
+                tracked: is_tracked,
+                container: agent.contained,
+            };
+            self.say(Tone::Plain, &format!("  agent {}", describe(&facts)));
+            self.facts.agents.push(facts);
+        }
+    }
+
+    /// Workers that outlived their agent.
+    pub fn orphans(&mut self, orphans: &[OrphanWorker]) {
+        for orphan in orphans {
+            let pid = orphan.identity.pid;
+            let user = user_name(orphan.uid);
+            let origin = if orphan.marked {
+                "started by these programs"
+            } else {
+                "not started by these programs"
+            };
+            self.say(
+                Tone::Plain,
+                &format!("  orphan worker PID {pid}, user {user}, of an agent {origin}"),
+            );
+            self.facts.orphan_workers.push(ProcessFacts {
+                pid: pid.get(),
+                user,
+                uid: orphan.uid,
+                command: None,
+                marked: Some(orphan.marked),
+            });
+        }
+    }
+
+    /// Relatives that are left alone.
+    pub fn spared(&mut self, spared: &[Spared]) {
+        for Spared { relative, reason } in spared {
+            let why = match reason {
+                SpareReason::OwnTerminal => "it has, or holds, a terminal where somebody may work",
+                SpareReason::Contained => "it lives in a container: stop it there",
+            };
+            self.note(format!("left alone: {}: {why}", name(relative)));
+            self.facts.leftovers.push(ProcessFacts {
+                pid: relative.identity.pid.get(),
+                user: user_name(relative.uid),
+                uid: relative.uid,
+                command: Some(relative.command.clone()),
+                marked: None,
+            });
+        }
+    }
+
+    /// What could not be told.
+    pub fn unseen(&mut self, unseen: &[Unseen]) {
+        for unseen in unseen {
+            self.note(match unseen {
+                Unseen::HiddenProcesses => "/proc hides other users' processes (mount option \
+                     hidepid): another user's agent could not be seen; run this as root, or join \
+                     the group that the option gid= of that mount names"
+                    .to_owned(),
+                Unseen::Worker { pid, uid } => format!(
+                    "PID {pid} of user {} is a worker process without parent: whether it answers \
+                     calls for an agent cannot be told; ask that user, or run this as root",
+                    user_name(*uid)
+                ),
+            });
+        }
+    }
+
+    // --- verdicts of check ---
+
+    /// check: nothing stands in the way.
+    pub fn safe(&mut self) {
+        self.headline(
+            Tone::Good,
+            "OK: safe to start: no agent is running".to_owned(),
+        );
+    }
+
+    /// check: an agent runs.
+    pub fn running(&mut self, count: usize) {
+        let message = if count == 1 {
+            "ERROR: an agent is already running".to_owned()
+        } else {
+            format!("ERROR: {count} agents are running at once")
+        };
+        self.headline(Tone::Error, message);
+        let program = if count == 1 {
+            "stop-voice-agent-safe"
+        } else {
+            "restart-voice-system"
+        };
+        self.advise_program(program);
+    }
+
+    /// check: a start is in progress.
+    pub fn starting(&mut self, starter: Starter) {
+        let message = format!("ERROR: startup in progress, by {}", starter_name(starter));
+        self.headline(Tone::Error, message);
+        self.advise("wait for it to end, then try again".to_owned());
+    }
+
+    /// check: another program holds the guard.
+    pub fn busy(&mut self, holder: Option<(Pid, Option<&str>)>) {
+        let message = format!("ERROR: {} is at work right now", holder_name(holder));
+        self.headline(Tone::Error, message);
+        self.advise("wait for it to end, then try again".to_owned());
+    }
+
+    /// check: only orphan workers are there.
+    pub fn orphaned(&mut self, count: usize) {
+        self.headline(
+            Tone::Error,
+            format!("ERROR: the agent is dead, but {count} of its workers still answer calls"),
+        );
+        self.advise_program("stop-voice-agent-safe");
+    }
+
+    /// check: not everything could be found out.
+    pub fn cannot_tell(&mut self) {
+        self.headline(
+            Tone::Error,
+            "ERROR: cannot tell whether an agent is running".to_owned(),
+        );
+    }
+
+    /// The PID file's lock is held by a process that cannot be seen.
+    pub fn unseen_holder(&mut self, pid_file: &Path) {
+        self.note(format!(
+            "the lock of {} is held by a process that cannot be seen from here: an agent in a \
+             container, or another user's; stop it there",
+            pid_file.display()
+        ));
+    }
+
+    /// A tracking file named nobody and was (or would be) removed.
+    pub fn stale(&mut self, what: &str, path: &Path, why: &str, removal: Removal) {
+        let path = path.display();
+        match removal {
+            Removal::Done => {
+                self.facts.files_removed.push(path.to_string());
+                self.say(Tone::Plain, &format!("Removed stale {what} {path}: {why}"));
+            }
+            Removal::DryRun => {
+                self.note(format!(
+                    "stale {what} {path}: {why}; not removed (--dry-run)"
+                ));
+            }
+            Removal::Left => self.note(format!(
+                "stale {what} {path}: {why}; left for the program that is at work now"
+            )),
+        }
+    }
+
+    /// A tracking file was removed, as always at the end of a stop.
+    pub fn removed(&mut self, path: &Path) {
+        self.facts.files_removed.push(path.display().to_string());
+    }
+
+    // --- start ---
+
+    /// start: refused, since an agent runs or is being started.
+    pub fn refused(&mut self, reason: &Refusal<'_>) {
+        let why = match reason {
+            Refusal::Running => "an agent is running".to_owned(),
+            Refusal::Starting(starter) => {
+                format!("startup in progress, by {}", starter_name(*starter))
+            }
+            Refusal::Busy(holder) => format!("{} is at work", holder_name(*holder)),
+            Refusal::Orphans => "workers of a dead agent still answer calls".to_owned(),
+            Refusal::CannotTell => "cannot tell whether an agent is running".to_owned(),
+            Refusal::Rival => {
+                "another agent was started at the same time; ours was stopped".to_owned()
+            }
+        };
+        self.headline(
+            Tone::Error,
+            format!("ERROR: Already running or locked: {why}"),
+        );
+        match reason {
+            Refusal::Running | Refusal::Orphans => self.advise_program("stop-voice-agent-safe"),
+            Refusal::Starting(_) | Refusal::Busy(_) => {
+                self.advise("wait for it to end, then try again".to_owned());
+            }
+            Refusal::CannotTell | Refusal::Rival => {}
+        }
+    }
+
+    /// Which interpreter runs the agent.
+    pub fn interpreter(&mut self, interpreter: &Interpreter) {
+        self.say(
+            Tone::Plain,
+            &format!(
+                "Python: {} ({})",
+                interpreter.path.display(),
+                interpreter.reason
+            ),
+        );
+    }
+
+    /// The previous log could not be kept.
+    pub fn log_not_kept(&mut self, path: &Path, error: &std::io::Error) {
+        self.note(format!(
+            "the previous log {} could not be copied ({error}): this start's output is appended to it",
+            path.display()
+        ));
+    }
+
+    /// The agent lives.
+    pub fn started(&mut self, pid: Pid, registered: bool, window: Duration, log: &Path) {
+        self.facts.registration_confirmed = Some(registered);
+        self.facts.log_file = Some(log.display().to_string());
+        let how = if registered {
+            "ready".to_owned()
+        } else {
+            format!(
+                "alive, but its registration is not confirmed within {} s",
+                window.as_secs_f64()
+            )
+        };
+        self.headline(
+            if registered {
+                Tone::Good
+            } else {
+                Tone::Warning
+            },
+            format!("OK: agent started (PID {pid}), {how}"),
+        );
+        self.say(Tone::Plain, &format!("  log: {}", log.display()));
+        let stop = self.naming.command("stop-voice-agent-safe");
+        self.say(Tone::Plain, &format!("  stop it with: {stop}"));
+    }
+
+    /// The agent died.
+    pub fn died(&mut self, pid: Pid, how: &str, log: &Path, last_lines: &[String]) {
+        self.headline(
+            Tone::Error,
+            format!("ERROR: the agent (PID {pid}) died at once: {how}"),
+        );
+        if last_lines.is_empty() {
+            self.say(Tone::Plain, "  it wrote nothing");
+        } else {
+            self.say(
+                Tone::Plain,
+                &format!("  last {} lines of its output:", last_lines.len()),
+            );
+        }
+        for line in last_lines {
+            self.say(Tone::Plain, &format!("  | {line}"));
+        }
+        self.facts.notes.extend(last_lines.iter().cloned());
+        self.facts.log_file = Some(log.display().to_string());
+        self.advise(format!("see {}", log.display()));
+    }
+
+    /// A start was interrupted.
+    pub fn interrupted(&mut self, interruption: Interruption, left: Option<Pid>) {
+        let state = left.map_or_else(
+            || "no agent was left running".to_owned(),
+            |pid| format!("the agent (PID {pid}) goes on"),
+        );
+        self.headline(
+            Tone::Warning,
+            format!("Interrupted by {}: {state}", interruption.name()),
+        );
+    }
+
+    // --- stop ---
+
+    /// What a stop has ended.
+    pub fn ended(&mut self, ended: &[Relative]) {
+        for relative in ended {
+            self.say(Tone::Plain, &format!("  stopped {}", name(relative)));
+            self.facts.stopped.push(relative.identity.pid.get());
+        }
+    }
+
+    /// What could not be ended.
+    pub fn survivors(&mut self, survivors: &[Survivor]) {
+        for survivor in survivors {
+            let why = match &survivor.reason {
+                SurvivalReason::NotPermitted => format!(
+                    "it belongs to user {}: run this as that user or as root",
+                    user_name(survivor.relative.uid)
+                ),
+                SurvivalReason::Stuck => {
+                    "it does not even end by SIGKILL: it is stuck in the kernel".to_owned()
+                }
+                SurvivalReason::Io(error) => error.to_string(),
+                SurvivalReason::Interrupted => "interrupted while it said good-bye".to_owned(),
+            };
+            self.note(format!("cannot stop {}: {why}", name(&survivor.relative)));
+        }
+    }
+
+    /// Agents in containers, which are not ours to stop.
+    pub fn contained(&mut self, agents: &[&Agent]) {
+        for agent in agents {
+            self.note(format!(
+                "cannot stop agent PID {}: it lives in a container: stop it there",
+                agent.identity.pid
+            ));
+        }
+    }
+
+    /// An agent comes back as often as it is stopped.
+    pub fn keeps_coming(&mut self) {
+        self.note(
+            "an agent is started again as often as it is stopped: something supervises it; stop \
+             that first"
+                .to_owned(),
+        );
+    }
+
+    /// stop: nothing was there.
+    pub fn nothing_to_stop(&mut self) {
+        self.headline(Tone::Good, "OK: no agent was running".to_owned());
+    }
+
+    /// stop: done.
+    pub fn stopped(&mut self) {
+        self.headline(
+            Tone::Good,
+            "OK: agent stopped, nothing of it is left".to_owned(),
+        );
+    }
+
+    /// Something could not be stopped.
+    pub fn not_stopped(&mut self) {
+        self.headline(
+            Tone::Error,
+            "ERROR: not everything could be stopped".to_owned(),
+        );
+    }
+
+    // --- system, restart ---
+
+    /// Orphan workers are cleared before a start or beside a kept agent.
+    pub fn clearing_orphans(&mut self, count: usize) {
+        self.say(
+            Tone::Warning,
+            &format!("Clearing {count} orphan worker(s) of a dead agent"),
+        );
+    }
+
+    /// The running agent is kept.
+    pub fn kept(&mut self, agent: &Agent, adopted: bool) {
+        let taken = if adopted { "; it is tracked now" } else { "" };
+        self.headline(
+            Tone::Good,
+            format!(
+                "OK: agent already running (PID {}, {} mode): kept{taken}",
+                agent.identity.pid,
+                agent.command.mode.to_string_lossy()
+            ),
+        );
+    }
+
+    /// Several agents, or one in another mode, make way.
+    pub fn replacing(&mut self, agents: &[Agent], wanted_mode: &str) {
+        let message = match agents {
+            [agent] => format!(
+                "An agent runs in {} mode, {wanted_mode} is wanted: replacing it",
+                agent.command.mode.to_string_lossy()
+            ),
+            _ => format!(
+                "WARNING: {} agents are running: removing all, starting one",
+                agents.len()
+            ),
+        };
+        self.say(Tone::Warning, &message);
+        self.facts.duplicates_removed = agents.len().saturating_sub(1);
+    }
+
+    /// restart: what it found.
+    pub fn restarting(&mut self, agents: usize, orphans: usize) {
+        let duplicates = agents.saturating_sub(1);
+        self.facts.duplicates_removed = duplicates;
+        self.say(
+            Tone::Plain,
+            &format!("Restarting: {agents} agent(s) and {orphans} orphan worker(s) found"),
+        );
+    }
+
+    /// restart: done and verified.
+    pub fn restarted(&mut self, pid: Pid) {
+        let duplicates = self.facts.duplicates_removed;
+        self.headline(
+            Tone::Good,
+            format!(
+                "OK: restarted: exactly one agent is running (PID {pid}); duplicates removed: {duplicates}"
+            ),
+        );
+    }
+
+    /// No companions are configured.
+    pub fn agent_only(&mut self) {
+        self.say(
+            Tone::Plain,
+            "Only the agent is managed: no companions are configured",
+        );
+    }
+
+    /// Something worth knowing that changes nothing.
+    pub fn note(&mut self, note: String) {
+        self.say(Tone::Warning, &format!("  note: {note}"));
+        self.facts.notes.push(note);
+    }
+
+    fn advise_program(&mut self, program: &str) {
+        let command = self.naming.command(program);
+        let verb = if program.starts_with("stop") {
+            "stop it with"
+        } else {
+            "put it right with"
+        };
+        self.advise(format!("{verb}: {command}"));
+    }
+
+    fn advise(&mut self, help: String) {
+        self.say(Tone::Plain, &format!("  {help}"));
+        self.facts.help = Some(help);
+    }
+
+    fn headline(&mut self, tone: Tone, message: String) {
+        self.say(tone, &message);
+        self.facts.message = message;
+    }
+
+    fn say(&self, tone: Tone, sentence: &str) {
+        if self.format != Format::Text {
+            return;
+        }
+        let colour = match tone {
+            Tone::Good => "\x1b[32m",
+            Tone::Plain => "",
+            Tone::Warning => "\x1b[33m",
+            Tone::Error => "\x1b[1;31m",
+        };
+        if self.coloured && !colour.is_empty() {
+            print(&format!("{colour}{sentence}\x1b[0m"));
+        } else {
+            print(sentence);
+        }
+    }
+}
+
+/// What happened to a stale file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It was removed.
+    Done,
+    /// Only looking.
+    DryRun,
+    /// Somebody else is at work.
+    Left,
+}
+
+/// Why a start is refused.
+#[derive(Debug)]
+pub enum Refusal<'a> {
+    /// An agent runs.
+    Running,
+    /// Another start is in progress.
+    Starting(Starter),
+    /// The guard is held.
+    Busy(Option<(Pid, Option<&'a str>)>),
+    /// Orphan workers that these programs did not start.
+    Orphans,
+    /// Something could not be found out.
+    CannotTell,
+    /// An original starter was as fast as we were.
+    Rival,
+}
+
+/// Why a startup lock counts as stale.
+#[must_use]
+pub fn stale_reason(reason: &StaleReason) -> String {
+    match reason {
+        StaleReason::OwnerGone(pid) => format!("its starter (PID {pid}) is gone"),
+        StaleReason::Finished(pid) => format!("its starter (PID {pid}) has finished"),
+        StaleReason::Old => "older than 30 s".to_owned(),
+        StaleReason::Unusable(why) => why.clone(),
+    }
+}
+
+fn starter_name(starter: Starter) -> String {
+    match starter {
+        Starter::Ours(pid) => format!("PID {pid}"),
+        Starter::Original(pid) => format!("a script (PID {pid})"),
+        Starter::Unnamed => "a script that has just begun".to_owned(),
+    }
+}
+
+fn holder_name(holder: Option<(Pid, Option<&str>)>) -> String {
+    match holder {
+        Some((pid, Some(program))) => format!("{program} (PID {pid})"),
+        Some((pid, None)) => format!("another program (PID {pid})"),
+        None => "another program".to_owned(),
+    }
+}
+
+fn name(relative: &Relative) -> String {
+    let kind = match relative.kinship {
+        Kinship::Agent => "agent",
+        Kinship::OrphanWorker => "orphan worker",
+        Kinship::Descendant => "child",
+        Kinship::Leftover => "leftover",
+    };
+    let pid = relative.identity.pid;
+    format!("{kind} PID {pid} ({})", relative.command)
+}
+
+fn describe(agent: &AgentFacts) -> String {
+    use std::fmt::Write as _;
+    let mut line = format!(
+        "PID {}: {} {}, user {}",
+        agent.pid, agent.script, agent.mode, agent.user
+    );
+    if let Some(seconds) = agent.age_seconds {
+        let _ = write!(line, ", running for {}", span(seconds));
+    }
+    if let Some(wrapper) = &agent.wrapper {
+        let _ = write!(line, ", run by {} (PID {})", wrapper.command, wrapper.pid);
+    }
+    if agent.container {
+        line.push_str(", in a container");
+    }
+    if !agent.tracked {
+        line.push_str(", not in the PID file");
+    }
+    line
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// A closed or broken standard output loses the message, nothing else.
+fn print(sentence: &(impl Display + ?Sized)) {
+    let mut line = sentence.to_string();
+    line.push('\n');
+    let mut output = std::io::stdout().lock();
+    let _ = output.write_all(line.as_bytes());
+    let _ = output.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_short() {
+        assert_eq!(span(59), "59 s");
+        assert_eq!(span(61), "1 min 1 s");
+        assert_eq!(span(7_260), "2 h 1 min");
+        assert_eq!(span(90_000), "1 d 1 h");
+    }
+}

@@ -1,0 +1,591 @@
+//! `start-voice-agent-safe`: guard, look again, birth, verification, release.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use crate::agent::{MARK_VARIABLE, Mark};
+use crate::birth::{BirthPlan, Newborn, give_birth};
+use crate::deadline::Deadline;
+use crate::detach::DETACH_VARIABLE;
+use crate::env_file;
+use crate::failure::Failure;
+use crate::guard::HeldGuard;
+use crate::log_file::{AgentLog, LogError};
+use crate::outcome::Outcome;
+use crate::pid_file::Tracking;
+use crate::process_table::Pid;
+use crate::readiness::LogWatch;
+use crate::report::{Refusal, Report};
+use crate::scene::{Scene, cannot, cannot_remove, odd, proc_failure};
+use crate::settings::{EnvFile, Settings};
+use crate::sighting::{Agent, KinOf};
+use crate::signals::{Interruption, Interruptions, ignored_signals};
+use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
+use crate::terminate::{Impatience, end, is_dead};
+use crate::tracking_file;
+use crate::vigil::{Vigil, Woken};
+
+/// How long a starter waits for a check or a stop to release the guard.
+const GUARD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often the log is read when the system has no watch to give.
+const LOG_GLANCE: Duration = Duration::from_millis(10);
+
+/// How long an original starter that has overwritten our lock may take until
+/// its agent is there to be seen.
+const RIVAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many of a dead agent's last lines are shown.
+const LAST_LINES: usize = 20;
+
+/// Starts the agent unless one runs or is being started.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    let scene = Scene::open(settings)?;
+    let Some(guard) = guard_or_refusal(&scene, report)? else {
+        return Ok(Outcome::Refused);
+    };
+    let mut vigil = Vigil {
+        interruptions: Some(hold_interruptions()?),
+        startup_lock: None,
+    };
+    let outcome = start_under_guard(&scene, &guard, &mut vigil, report);
+    drop(vigil.startup_lock.take());
+    drop(guard);
+    outcome
+}
+
+/// Waits for a check or stop to end; refuses at once if a start is in progress.
+fn guard_or_refusal(scene: &Scene<'_>, report: &mut Report) -> Result<Option<HeldGuard>, Failure> {
+    let mut deadline = Deadline::after(GUARD_PATIENCE);
+    loop {
+        if let Some(guard) = scene.try_guard()? {
+            return Ok(Some(guard));
+        }
+        if let Some(starter) = scene.starter(false)? {
+            report.refused(&Refusal::Starting(starter));
+            return Ok(None);
+        }
+        if !deadline.wait() {
+            report.refused(&Refusal::Busy(scene.guard_holder()));
+            return Ok(None);
+        }
+    }
+}
+
+fn start_under_guard(
+    scene: &Scene<'_>,
+    guard: &HeldGuard,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    // At a constant cost first: a refused start is as cheap as a check.
+    if let Tracking::Running(identity) = scene.tracking()? {
+        report.refused(&Refusal::Running);
+        let agent = scene.describe(identity)?;
+        report.agents(agent.as_slice(), Some(identity.pid));
+        return Ok(Outcome::Refused);
+    }
+    match take_startup_lock(scene, guard, report)? {
+        Ok(lock) => vigil.startup_lock = lock,
+        Err(starter) => {
+            report.refused(&Refusal::Starting(starter));
+            return Ok(Outcome::Refused);
+        }
+    }
+    let sighting = scene.look(None)?;
+    if !sighting.agents.is_empty() {
+        report.refused(&Refusal::Running);
+        let named = scene.pid_file.number().ok().flatten();
+        report.agents(&sighting.agents, named);
+        return Ok(Outcome::Refused);
+    }
+    if !sighting.unseen.is_empty() {
+        report.refused(&Refusal::CannotTell);
+        report.unseen(&sighting.unseen);
+        return Ok(Outcome::Refused);
+    }
+    if sighting.orphans.iter().any(|orphan| !orphan.marked) {
+        report.refused(&Refusal::Orphans);
+        report.orphans(&sighting.orphans);
+        return Ok(Outcome::Refused);
+    }
+    if !sighting.orphans.is_empty() {
+        let cleared = clear_orphans(scene, None, KinOf::MarkedOrphans, vigil, report)?;
+        if let Some(outcome) = cleared {
+            return Ok(outcome);
+        }
+    }
+    bring_up(scene, guard, vigil, report)
+}
+
+/// Interruptions are heard from here to the end of a start.
+///
+/// # Errors
+/// When they cannot be held back.
+pub(crate) fn hold_interruptions() -> Result<Interruptions, Failure> {
+    Interruptions::hold().map_err(|error| {
+        Failure::new(format!("cannot hold back signals: {error}"))
+            .help("check how many files this user may open (ulimit -n)")
+    })
+}
+
+/// Takes the startup lock; the inner `Err` names an original starter that is at
+/// it. `None`: another user's stale lock is in the way, which keeps originals
+/// away as little as none.
+///
+/// The guard must be held: a lock of one of our programs is stale then.
+///
+/// # Errors
+/// When the lock file cannot be used.
+pub(crate) fn take_startup_lock(
+    scene: &Scene<'_>,
+    _guard: &HeldGuard,
+    report: &mut Report,
+) -> Result<Result<Option<HeldStartupLock>, Starter>, Failure> {
+    // An original may slip in between our look and our link, and go again.
+    for _ in 0..8 {
+        match scene.lock_verdict(true)? {
+            LockVerdict::Starting(starter) => return Ok(Err(starter)),
+            LockVerdict::Stale { owner, .. }
+                if !tracking_file::may_replace(scene.startup_lock.path(), owner)
+                    .unwrap_or(true) =>
+            {
+                report.note(format!(
+                    "the stale startup lock {} is another user's and stays: rm it as that user",
+                    scene.startup_lock.path().display()
+                ));
+                return Ok(Ok(None));
+            }
+            verdict => scene.remove_stale_lock(&verdict, report)?,
+        }
+        let taken = scene
+            .startup_lock
+            .take()
+            .map_err(|error| cannot("make the startup lock", scene.startup_lock.path(), &error))?;
+        if taken.is_some() {
+            return Ok(Ok(taken));
+        }
+    }
+    Ok(Err(Starter::Unnamed))
+}
+
+/// Ends orphan workers, round by round until none is left. `Some` is how the
+/// program ends, if they could not be ended.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn clear_orphans(
+    scene: &Scene<'_>,
+    tracked: Option<Pid>,
+    whose: KinOf,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    for round in 0.. {
+        let kin = scene.gather(tracked, whose)?;
+        report.spared(&kin.spared);
+        if kin.relatives.is_empty() {
+            return Ok(None);
+        }
+        if round == 0 {
+            report.clearing_orphans(kin.sighting.orphans.len());
+            report.orphans(&kin.sighting.orphans);
+        }
+        let termination = end(
+            &scene.table,
+            kin.relatives,
+            scene.settings.grace,
+            vigil,
+            Impatience::GiveUp,
+        )
+        .map_err(|error| proc_failure(&error))?;
+        report.ended(&termination.ended);
+        report.survivors(&termination.survivors);
+        if let Some(interruption) = termination.interrupted {
+            report.interrupted(interruption, None);
+            return Ok(Some(Outcome::Interrupted(interruption)));
+        }
+        if !termination.survivors.is_empty() || round > 8 {
+            report.not_stopped();
+            return Ok(Some(Outcome::NotStopped));
+        }
+    }
+    Ok(None)
+}
+
+/// Birth and verification; nobody else's agent is there, and the guard is held.
+///
+/// # Errors
+/// When something that an agent needs is missing or cannot be used.
+pub(crate) fn bring_up(
+    scene: &Scene<'_>,
+    _guard: &HeldGuard,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    clear_pid_file(scene, report)?;
+    let settings = scene.settings;
+    let script = settings.project_dir.join(&settings.script);
+    if !script.is_file() {
+        return Err(
+            Failure::new(format!("cannot find the agent script {}", script.display())).help(
+                "run this from the project folder, link it into that folder, or set \
+                 VOICE_GUARD_PROJECT_DIR and VOICE_GUARD_AGENT_SCRIPT",
+            ),
+        );
+    }
+    let interpreter = settings.interpreter()?;
+    report.interpreter(&interpreter);
+    let mark = new_mark(settings)?;
+    let environment = environment(settings, &mark)?;
+    let log = prepare_log(settings, report)?;
+    let watch = LogWatch::of(&log, settings.ready_pattern.clone())
+        .map_err(|error| cannot("read the log", log.path(), &error))?;
+    let ignored = ignored_signals()
+        .map_err(|error| cannot("read", Path::new("/proc/self/status"), &error))?;
+    if let Some(interruption) = vigil.interruption() {
+        report.interrupted(interruption, None);
+        return Ok(Outcome::Interrupted(interruption));
+    }
+    let newborn = give_birth(&BirthPlan {
+        interpreter: &interpreter.path,
+        arguments: &[
+            interpreter.path.clone().into_os_string(),
+            settings.script.clone().into_os_string(),
+            settings.mode.clone(),
+        ],
+        environment: &environment,
+        folder: &settings.project_dir,
+        pid_file: &settings.pid_file,
+        log: log.output(),
+        ignored_signals: ignored,
+    });
+    let newborn = match newborn {
+        Ok(newborn) => newborn,
+        Err(error) => {
+            forget_the_dead(scene);
+            return Err(Failure::new(format!(
+                "cannot start the agent with {}: {error}",
+                interpreter.path.display()
+            ))
+            .help(format!(
+                "check the interpreter, and that {} can be written",
+                settings.pid_file.display()
+            )));
+        }
+    };
+    let mut start = Start {
+        scene,
+        mark,
+        newborn,
+        log,
+        watch,
+    };
+    match start.verify(vigil, report) {
+        Ok(outcome) => Ok(outcome),
+        Err(failure) => {
+            // What cannot be verified is not left behind.
+            start.undo(vigil, report);
+            Err(failure)
+        }
+    }
+}
+
+/// A file in the agent's way, checked before there is an agent.
+fn clear_pid_file(scene: &Scene<'_>, report: &mut Report) -> Result<(), Failure> {
+    let path = scene.pid_file.path();
+    match scene.tracking()? {
+        Tracking::Absent | Tracking::Running(_) => Ok(()),
+        Tracking::Odd(oddity) => Err(odd("PID file", path, oddity)),
+        Tracking::Unproven(record) => {
+            if scene.has_unseen_holder(&record)? {
+                report.unseen_holder(path);
+                return Err(Failure::new(format!(
+                    "Already running or locked: the PID file {} is locked by a process that \
+                     cannot be seen from here",
+                    path.display()
+                ))
+                .help("stop the agent where it runs: in its container, or as its user"));
+            }
+            match tracking_file::may_replace(path, record.owner) {
+                Ok(true) => scene.remove_stale_pid_file(&record, report),
+                Ok(false) => {
+                    let denied = io::ErrorKind::PermissionDenied.into();
+                    Err(cannot_remove("PID file", path, record.owner, &denied))
+                }
+                Err(error) => Err(cannot("replace the PID file", path, &error)),
+            }
+        }
+    }
+}
+
+fn new_mark(settings: &Settings) -> Result<Mark, Failure> {
+    let mut random = [0_u8; 16];
+    let filled = rustix::io::retry_on_intr(|| {
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+    });
+    match filled {
+        Ok(16) => Ok(Mark::new(
+            u128::from_ne_bytes(random),
+            &settings.family,
+            &settings.pid_file,
+        )),
+        Ok(_) => Err(Failure::new("cannot get 16 random bytes: got fewer")),
+        Err(errno) => Err(Failure::new(format!(
+            "cannot get random bytes: {}",
+            io::Error::from(errno)
+        ))),
+    }
+}
+
+/// The caller's environment, overridden by the env file, and the mark.
+fn environment(settings: &Settings, mark: &Mark) -> Result<Vec<(OsString, OsString)>, Failure> {
+    let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();
+    let (path, configured) = match &settings.env_file {
+        EnvFile::Configured(path) => (path, true),
+        EnvFile::Default(path) => (path, false),
+    };
+    if configured || path.exists() {
+        let assignments =
+            env_file::read(path).map_err(|error| {
+                Failure::new(format!("cannot use the env file {}: {error}", path.display())).help(
+                "it holds lines NAME=value: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, and \
+                 the keys of the providers that the agent uses",
+            )
+            })?;
+        environment.extend(assignments);
+    }
+    environment.remove(OsStr::new(DETACH_VARIABLE));
+    environment.insert(MARK_VARIABLE.into(), mark.to_value());
+    Ok(environment.into_iter().collect())
+}
+
+fn prepare_log(settings: &Settings, report: &mut Report) -> Result<AgentLog, Failure> {
+    let path = &settings.log_file;
+    let mut log = AgentLog::open(path).map_err(|error| match error {
+        LogError::Odd(oddity) => odd("log", path, oddity),
+        LogError::Io(error) => {
+            Failure::new(format!("cannot write the log {}: {error}", path.display()))
+                .help("make it writable for you, or set VOICE_GUARD_LOG_FILE")
+        }
+    })?;
+    if let Err(error) = log.keep_previous() {
+        report.log_not_kept(path, &error);
+    }
+    Ok(log)
+}
+
+/// Removes a PID file that names a child of ours that was killed before it was
+/// the agent.
+fn forget_the_dead(scene: &Scene<'_>) {
+    let Ok(Some(pid)) = scene.pid_file.number() else {
+        return;
+    };
+    if matches!(scene.table.stat(pid), Ok(None)) {
+        // Should it stay, it is stale, and the next program says so.
+        let _ = scene.pid_file.remove_if_naming(pid);
+    }
+}
+
+/// An agent that was born and is not verified yet.
+struct Start<'a> {
+    scene: &'a Scene<'a>,
+    mark: Mark,
+    newborn: Newborn,
+    log: AgentLog,
+    watch: LogWatch,
+}
+
+impl Start<'_> {
+    fn pid(&self) -> Pid {
+        self.newborn.pid
+    }
+
+    /// Ready as soon as the log says so, failed as soon as the pidfd says dead,
+    /// otherwise good after the window if alive; and alone.
+    fn verify(&mut self, vigil: &mut Vigil, report: &mut Report) -> Result<Outcome, Failure> {
+        let window = Deadline::after(self.scene.settings.verify);
+        let registered = loop {
+            let ready = self
+                .watch
+                .is_ready()
+                .map_err(|error| cannot("read the log", self.log.path(), &error))?;
+            if self.is_dead()? {
+                return self.report_death(vigil, report);
+            }
+            if ready {
+                break true;
+            }
+            let events = self.watch.events();
+            let limit = match events {
+                Some(_) => window.left(),
+                None => window.left().min(LOG_GLANCE),
+            };
+            let mut descriptors = vec![self.newborn.pidfd.as_fd()];
+            descriptors.extend(events);
+            let woken = vigil
+                .wait(&descriptors, limit)
+                .map_err(|error| Failure::new(format!("cannot wait for the agent: {error}")))?;
+            match woken {
+                Woken::ByInterruption(interruption) => {
+                    return Ok(self.interrupt(interruption, vigil, report));
+                }
+                Woken::ByTime if window.passed() => break false,
+                Woken::ByTime | Woken::ByEvent => {}
+            }
+        };
+        if let Some(rival) = self.rival(vigil)? {
+            return self.yield_to(&rival, vigil, report);
+        }
+        if self.is_dead()? {
+            return self.report_death(vigil, report);
+        }
+        report.started(
+            self.pid(),
+            registered,
+            self.scene.settings.verify,
+            self.log.path(),
+        );
+        Ok(Outcome::Started)
+    }
+
+    fn is_dead(&self) -> Result<bool, Failure> {
+        is_dead(self.newborn.pidfd.as_fd())
+            .map_err(|error| Failure::new(format!("cannot watch the agent: {error}")))
+    }
+
+    fn report_death(&self, vigil: &mut Vigil, report: &mut Report) -> Result<Outcome, Failure> {
+        let how = self.exit_status();
+        let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
+        report.died(self.pid(), &how, self.log.path(), &last_lines);
+        // Its workers may live on.
+        self.undo(vigil, report);
+        Ok(Outcome::Died)
+    }
+
+    /// Reaps the agent, which is our child.
+    fn exit_status(&self) -> String {
+        let waited = rustix::io::retry_on_intr(|| {
+            waitid(
+                WaitId::PidFd(self.newborn.pidfd.as_fd()),
+                WaitIdOptions::EXITED,
+            )
+        });
+        match waited {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (_, Some(signal)) => {
+                    let name = nix::sys::signal::Signal::try_from(signal)
+                        .map_or("an unknown signal", nix::sys::signal::Signal::as_str);
+                    format!("killed by {name} (signal {signal})")
+                }
+                _ => "for an unknown reason".to_owned(),
+            },
+            _ => "its exit status could not be read".to_owned(),
+        }
+    }
+
+    /// Ctrl-C and TERM undo the start; a lost terminal does not: the agent is
+    /// meant to survive it.
+    fn interrupt(
+        &self,
+        interruption: Interruption,
+        vigil: &mut Vigil,
+        report: &mut Report,
+    ) -> Outcome {
+        if interruption == Interruption::HangUp {
+            report.interrupted(interruption, Some(self.pid()));
+        } else {
+            self.undo(vigil, report);
+            report.interrupted(interruption, None);
+        }
+        Outcome::Interrupted(interruption)
+    }
+
+    /// Another agent beside ours: an original starter was at it when we looked,
+    /// or is about to be, since its number stands in our lock.
+    fn rival(&self, vigil: &mut Vigil) -> Result<Option<Agent>, Failure> {
+        let mut deadline = Deadline::after(RIVAL_LIMIT);
+        loop {
+            let sighting = self.scene.look(Some(self.pid()))?;
+            let rival = sighting.agents.into_iter().find(|agent| {
+                let is_ours = agent
+                    .mark
+                    .as_ref()
+                    .is_some_and(|mark| mark.birth() == self.mark.birth());
+                !is_ours && agent.identity.pid != self.pid()
+            });
+            if rival.is_some() {
+                return Ok(rival);
+            }
+            let intruder = match &vigil.startup_lock {
+                Some(lock) => lock
+                    .intruder(&self.scene.table)
+                    .map_err(|error| cannot("read the startup lock", lock.path(), &error))?,
+                None => None,
+            };
+            if intruder.is_none() || !deadline.wait() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The other stays, since its script will not look again; and it is tracked.
+    fn yield_to(
+        &self,
+        rival: &Agent,
+        vigil: &mut Vigil,
+        report: &mut Report,
+    ) -> Result<Outcome, Failure> {
+        self.undo(vigil, report);
+        report.refused(&Refusal::Rival);
+        if !matches!(self.scene.tracking()?, Tracking::Running(_)) {
+            self.scene
+                .pid_file
+                .adopt(rival.identity.pid)
+                .map_err(|error| {
+                    cannot("write the PID file", self.scene.pid_file.path(), &error)
+                })?;
+        }
+        report.agents(std::slice::from_ref(rival), Some(rival.identity.pid));
+        Ok(Outcome::Refused)
+    }
+
+    /// Ends what was born of this start, and forgets it.
+    fn undo(&self, vigil: &mut Vigil, report: &mut Report) {
+        let scene = self.scene;
+        for _ in 0..4 {
+            // What fails here for want of descriptors may succeed once more.
+            let Ok(kin) = scene.gather(Some(self.pid()), KinOf::Birth(*self.mark.birth())) else {
+                continue;
+            };
+            if kin.relatives.is_empty() {
+                break;
+            }
+            let grace = scene.settings.grace;
+            if let Ok(termination) =
+                end(&scene.table, kin.relatives, grace, vigil, Impatience::Kill)
+            {
+                report.survivors(&termination.survivors);
+            }
+        }
+        self.newborn.kill();
+        match scene.pid_file.remove_if_naming(self.pid()) {
+            Ok(_) => {}
+            Err(error) => report.note(format!(
+                "cannot remove the PID file {}: {error}",
+                scene.pid_file.path().display()
+            )),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! `stop-voice-agent-safe`: whole families, orphans, leftovers; then the files.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+use crate::detach::{Place, leave_agent};
+use crate::failure::Failure;
+use crate::guard::HeldGuard;
+use crate::outcome::Outcome;
+use crate::pid_file::Tracking;
+use crate::process_table::{Identity, Pid};
+use crate::report::Report;
+use crate::scene::{Scene, cannot_remove, proc_failure};
+use crate::settings::Settings;
+use crate::sighting::{Kin, KinOf, Sighting};
+use crate::signals::Interruption;
+use crate::startup_lock::Starter;
+use crate::terminate::{Impatience, end};
+use crate::tracking_file;
+use crate::vigil::Vigil;
+
+/// How long, beyond the grace period, a stop waits for other programs to let
+/// go of the guard: their own verification window and their clearing up.
+const GUARD_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a stop waits for an original starter to bring out its agent, which
+/// is ended then.
+const ORIGINAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// After so many rounds something keeps starting agents.
+const ROUNDS: usize = 12;
+
+/// From this round on nobody is given a grace period any more.
+const PATIENT_ROUNDS: usize = 3;
+
+/// What is left after everything was stopped that could be.
+#[derive(Debug)]
+pub(crate) enum Clearing {
+    /// Nothing. How many processes were ended.
+    Done(usize),
+    /// Something; the report names it.
+    Incomplete,
+    /// The program was interrupted.
+    Interrupted(Interruption),
+}
+
+/// Stops everything that answers calls, and ends a start in progress.
+///
+/// # Errors
+/// When the guard cannot be had, or something cannot be looked at.
+pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
+        return Ok(relayed(exit_code, Outcome::Stopped, Outcome::NotStopped));
+    }
+    let scene = Scene::open(settings)?;
+    // A stop may be interrupted at any point: the next one goes on from there.
+    let mut vigil = Vigil::default();
+    let mut ended_before = 0;
+    let patience = settings.grace + GUARD_PATIENCE;
+    let guard = take_guard(&scene, patience, |kin| {
+        ended_before += kin.relatives.len();
+        let grace = settings.grace;
+        end(
+            &scene.table,
+            kin.relatives,
+            grace,
+            &mut Vigil::default(),
+            Impatience::GiveUp,
+        )
+        .map(|termination| {
+            report.ended(&termination.ended);
+            report.survivors(&termination.survivors);
+        })
+        .map_err(|error| proc_failure(&error))
+    })?;
+    let clearing = clear_everything(&scene, &guard, &mut vigil, report)?;
+    let ended = match clearing {
+        Clearing::Done(ended) => ended + ended_before,
+        Clearing::Incomplete => {
+            report.not_stopped();
+            return Ok(Outcome::NotStopped);
+        }
+        Clearing::Interrupted(interruption) => return Ok(Outcome::Interrupted(interruption)),
+    };
+    remove_tracking_files(&scene, report)?;
+    if ended == 0 {
+        report.nothing_to_stop();
+        return Ok(Outcome::NothingToStop);
+    }
+    report.stopped();
+    Ok(Outcome::Stopped)
+}
+
+/// The outcome of a program that was run again outside the agent.
+pub(crate) fn relayed(exit_code: u8, good: Outcome, bad: Outcome) -> Outcome {
+    if exit_code == 0 { good } else { bad }
+}
+
+/// Waits for the guard, and meanwhile hands the agents of a start in progress
+/// to `end_start`: the starter sees the death and leaves.
+fn take_guard(
+    scene: &Scene<'_>,
+    patience: Duration,
+    mut end_start: impl FnMut(Kin) -> Result<(), Failure>,
+) -> Result<HeldGuard, Failure> {
+    let mut deadline = Deadline::after(patience);
+    loop {
+        if let Some(guard) = scene.try_guard()? {
+            return Ok(guard);
+        }
+        let holder = scene.guard_holder();
+        let is_starting = !matches!(
+            holder,
+            Some((_, Some("check-agent-running" | "stop-voice-agent-safe")))
+        );
+        if is_starting {
+            let kin = scene.gather(tracked(scene)?, KinOf::Everyone)?;
+            if !kin.relatives.is_empty() {
+                end_start(kin)?;
+            }
+        }
+        if !deadline.wait() {
+            return Err(guard_is_held(scene));
+        }
+    }
+}
+
+/// The guard did not become free.
+pub(crate) fn guard_is_held(scene: &Scene<'_>) -> Failure {
+    let (holder, help) = match scene.guard_holder() {
+        Some((pid, program)) => (
+            format!("{} (PID {pid})", program.unwrap_or("a process")),
+            format!("see what it does: ps -fp {pid}; end it with: kill {pid}"),
+        ),
+        None => (
+            "a process that cannot be seen from here".to_owned(),
+            "see who has it open: fuser -v on that file, as root".to_owned(),
+        ),
+    };
+    Failure::new(format!(
+        "cannot get the guard {}: {holder} holds it",
+        scene.guard.path().display()
+    ))
+    .help(help)
+}
+
+/// The process that the PID file proves to be the agent.
+pub(crate) fn tracked(scene: &Scene<'_>) -> Result<Option<Pid>, Failure> {
+    Ok(match scene.tracking()? {
+        Tracking::Running(identity) => Some(identity.pid),
+        _ => None,
+    })
+}
+
+/// Ends all agents and all born of them, round by round until a look finds
+/// nothing; waits for an original starter in between.
+///
+/// # Errors
+/// When `/proc` or the PID file cannot be read.
+pub(crate) fn clear_everything(
+    scene: &Scene<'_>,
+    _guard: &HeldGuard,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Clearing, Failure> {
+    let mut ended = 0;
+    let mut survivors: BTreeSet<Identity> = BTreeSet::new();
+    let mut named: BTreeSet<Identity> = BTreeSet::new();
+    let mut original = Deadline::after(ORIGINAL_LIMIT);
+    let mut round = 0;
+    loop {
+        let mut kin = scene.gather(tracked(scene)?, KinOf::Everyone)?;
+        kin.relatives
+            .retain(|relative| !survivors.contains(&relative.identity));
+        kin.spared
+            .retain(|spared| named.insert(spared.relative.identity));
+        report.spared(&kin.spared);
+        if kin.relatives.is_empty() {
+            if is_original_starting(scene)? && original.wait() {
+                continue;
+            }
+            return Ok(settle(&kin.sighting, &survivors, ended, report));
+        }
+        if round == ROUNDS {
+            report.keeps_coming();
+            return Ok(Clearing::Incomplete);
+        }
+        let grace = if round < PATIENT_ROUNDS {
+            scene.settings.grace
+        } else {
+            Duration::ZERO
+        };
+        round += 1;
+        let termination = end(
+            &scene.table,
+            kin.relatives,
+            grace,
+            vigil,
+            Impatience::GiveUp,
+        )
+        .map_err(|error| proc_failure(&error))?;
+        ended += termination.ended.len();
+        report.ended(&termination.ended);
+        report.survivors(&termination.survivors);
+        if let Some(interruption) = termination.interrupted {
+            report.interrupted(interruption, None);
+            return Ok(Clearing::Interrupted(interruption));
+        }
+        survivors.extend(
+            termination
+                .survivors
+                .iter()
+                .map(|survivor| survivor.relative.identity),
+        );
+    }
+}
+
+/// Is an original starter between its check and its agent?
+fn is_original_starting(scene: &Scene<'_>) -> Result<bool, Failure> {
+    Ok(matches!(
+        scene.starter(true)?,
+        Some(Starter::Original(_) | Starter::Unnamed)
+    ))
+}
+
+fn settle(
+    sighting: &Sighting,
+    survivors: &BTreeSet<Identity>,
+    ended: usize,
+    report: &mut Report,
+) -> Clearing {
+    let contained: Vec<_> = sighting
+        .agents
+        .iter()
+        .filter(|agent| agent.contained)
+        .collect();
+    report.contained(&contained);
+    report.unseen(&sighting.unseen);
+    if survivors.is_empty() && contained.is_empty() {
+        Clearing::Done(ended)
+    } else {
+        Clearing::Incomplete
+    }
+}
+
+/// Removes both files, whatever they hold; to be called under the guard, with
+/// nothing left that they could name.
+///
+/// # Errors
+/// When one cannot be removed.
+pub(crate) fn remove_tracking_files(scene: &Scene<'_>, report: &mut Report) -> Result<(), Failure> {
+    let files = [
+        ("PID file", scene.pid_file.path()),
+        ("startup lock", scene.startup_lock.path()),
+    ];
+    for (what, path) in files {
+        let owner = owner_of(path);
+        // What a program that was killed in the middle has left.
+        let _ = tracking_file::remove(&tracking_file::beside(path));
+        // A link is removed, not what it points to.
+        match tracking_file::remove(path) {
+            Ok(true) => report.removed(path),
+            Ok(false) => {}
+            Err(error) => return Err(cannot_remove(what, path, owner, &error)),
+        }
+    }
+    Ok(())
+}
+
+fn owner_of(path: &std::path::Path) -> u32 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.uid())
+}

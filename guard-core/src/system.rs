@@ -1,0 +1,253 @@
+//! `start-voice-system`: one agent in the wanted mode, whatever was before; any
+//! number of times, any number at once.
+//! `restart-voice-system`: the same, from scratch.
+
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+use crate::detach::{Place, leave_agent};
+use crate::failure::Failure;
+use crate::guard::HeldGuard;
+use crate::outcome::Outcome;
+use crate::process_table::Pid;
+use crate::report::{Refusal, Report};
+use crate::scene::{Scene, cannot};
+use crate::settings::Settings;
+use crate::sighting::{Agent, KinOf};
+use crate::start::{bring_up, clear_orphans, hold_interruptions, take_startup_lock};
+use crate::startup_lock::{STALE_AFTER, Starter};
+use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
+use crate::tracking_file;
+use crate::vigil::{Vigil, Woken};
+
+/// How long, beyond windows and grace periods, these programs wait for others
+/// of their kind to finish.
+const GUARD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Brings the system up.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
+        return Ok(relayed(exit_code, Outcome::Started, Outcome::Failed));
+    }
+    with_guard(settings, report, |scene, guard, vigil, report| {
+        report.agent_only();
+        let tracked = tracked(scene)?;
+        let sighting = scene.look(tracked)?;
+        if !sighting.unseen.is_empty() {
+            report.unseen(&sighting.unseen);
+        }
+        match sighting.agents.as_slice() {
+            [agent] if agent.command.mode == settings.mode => {
+                keep(scene, agent, tracked, vigil, report)
+            }
+            [] => {
+                if !sighting.orphans.is_empty()
+                    && let Some(outcome) =
+                        clear_orphans(scene, tracked, KinOf::Orphans, vigil, report)?
+                {
+                    return Ok(outcome);
+                }
+                if !sighting.unseen.is_empty() {
+                    report.refused(&Refusal::CannotTell);
+                    return Ok(Outcome::Refused);
+                }
+                raise(scene, guard, vigil, report)
+            }
+            agents => {
+                report.replacing(agents, &scene.mode());
+                report.agents(agents, tracked);
+                match clear_everything(scene, guard, vigil, report)? {
+                    Clearing::Done(_) => {}
+                    Clearing::Incomplete => {
+                        report.not_stopped();
+                        return Ok(Outcome::NotStopped);
+                    }
+                    Clearing::Interrupted(interruption) => {
+                        return Ok(Outcome::Interrupted(interruption));
+                    }
+                }
+                Ok(match raise(scene, guard, vigil, report)? {
+                    Outcome::Started => Outcome::Replaced,
+                    other => other,
+                })
+            }
+        }
+    })
+}
+
+/// Stops everything and starts one agent; nobody slips in between.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
+        return Ok(relayed(exit_code, Outcome::Restarted, Outcome::Failed));
+    }
+    with_guard(settings, report, |scene, guard, vigil, report| {
+        report.agent_only();
+        // Taken before the stop: originals see a start in progress throughout.
+        if let Some(outcome) = lock_or_refusal(scene, guard, vigil, report)? {
+            return Ok(outcome);
+        }
+        let sighting = scene.look(tracked(scene)?)?;
+        report.restarting(sighting.agents.len(), sighting.orphans.len());
+        match clear_everything(scene, guard, vigil, report)? {
+            Clearing::Done(_) => {}
+            Clearing::Incomplete => {
+                report.not_stopped();
+                return Ok(Outcome::NotStopped);
+            }
+            Clearing::Interrupted(interruption) => {
+                return Ok(Outcome::Interrupted(interruption));
+            }
+        }
+        let outcome = bring_up(scene, guard, vigil, report)?;
+        if outcome != Outcome::Started {
+            return Ok(outcome);
+        }
+        let tracked = tracked(scene)?;
+        match scene.look(tracked)?.agents.as_slice() {
+            [agent] => {
+                report.restarted(agent.identity.pid);
+                report.agents(std::slice::from_ref(agent), tracked);
+                Ok(Outcome::Restarted)
+            }
+            agents => {
+                report.running(agents.len());
+                report.agents(agents, tracked);
+                Ok(Outcome::Failed)
+            }
+        }
+    })
+}
+
+/// Waits for the guard and runs `verb` under it, deaf to nothing.
+fn with_guard(
+    settings: &Settings,
+    report: &mut Report,
+    verb: impl FnOnce(&Scene<'_>, &HeldGuard, &mut Vigil, &mut Report) -> Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
+    let scene = Scene::open(settings)?;
+    let mut vigil = Vigil {
+        interruptions: Some(hold_interruptions()?),
+        startup_lock: None,
+    };
+    let patience = settings.verify + settings.grace + GUARD_PATIENCE;
+    let mut deadline = Deadline::after(patience);
+    let guard = loop {
+        if let Some(guard) = scene.try_guard()? {
+            break guard;
+        }
+        let Some(pause) = deadline.next_pause() else {
+            return Err(guard_is_held(&scene));
+        };
+        if let Some(outcome) = pause_or_interruption(&mut vigil, pause, report)? {
+            return Ok(outcome);
+        }
+    };
+    let outcome = verb(&scene, &guard, &mut vigil, report);
+    drop(vigil.startup_lock.take());
+    drop(guard);
+    outcome
+}
+
+fn pause_or_interruption(
+    vigil: &mut Vigil,
+    pause: Duration,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    match vigil.wait(&[], pause) {
+        Ok(Woken::ByInterruption(interruption)) => {
+            report.interrupted(interruption, None);
+            Ok(Some(Outcome::Interrupted(interruption)))
+        }
+        Ok(_) => Ok(None),
+        Err(error) => Err(Failure::new(format!("cannot wait: {error}"))),
+    }
+}
+
+/// Takes the startup lock, waiting for an original starter to end first.
+/// `Some` is how the program ends if it does not.
+fn lock_or_refusal(
+    scene: &Scene<'_>,
+    guard: &HeldGuard,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    let mut deadline = Deadline::after(STALE_AFTER);
+    loop {
+        let starter: Starter = match take_startup_lock(scene, guard, report)? {
+            Ok(lock) => {
+                vigil.startup_lock = lock;
+                return Ok(None);
+            }
+            Err(starter) => starter,
+        };
+        let Some(pause) = deadline.next_pause() else {
+            report.refused(&Refusal::Starting(starter));
+            return Ok(Some(Outcome::Refused));
+        };
+        if let Some(outcome) = pause_or_interruption(vigil, pause, report)? {
+            return Ok(Some(outcome));
+        }
+    }
+}
+
+/// Starts an agent where none was a moment ago.
+fn raise(
+    scene: &Scene<'_>,
+    guard: &HeldGuard,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    if let Some(outcome) = lock_or_refusal(scene, guard, vigil, report)? {
+        return Ok(outcome);
+    }
+    // An original may have started one while we waited for it.
+    let tracked = tracked(scene)?;
+    let sighting = scene.look(tracked)?;
+    match sighting.agents.as_slice() {
+        [] => bring_up(scene, guard, vigil, report),
+        [agent] if agent.command.mode == scene.settings.mode => {
+            keep(scene, agent, tracked, vigil, report)
+        }
+        agents => {
+            report.refused(&Refusal::Rival);
+            report.agents(agents, tracked);
+            Ok(Outcome::Refused)
+        }
+    }
+}
+
+/// Keeps the one agent: names it in the PID file if nobody does, and clears
+/// the workers of dead ones beside it.
+fn keep(
+    scene: &Scene<'_>,
+    agent: &Agent,
+    tracked: Option<Pid>,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    if let Some(outcome) = clear_orphans(scene, tracked, KinOf::Orphans, vigil, report)? {
+        return Ok(outcome);
+    }
+    let path = scene.pid_file.path();
+    let adopted = if scene.is_tracked(agent) {
+        false
+    } else {
+        if let Ok(tracking_file::Opening::Odd(oddity)) = tracking_file::open(path) {
+            return Err(crate::scene::odd("PID file", path, oddity));
+        }
+        scene
+            .pid_file
+            .adopt(agent.identity.pid)
+            .map_err(|error| cannot("write the PID file", path, &error))?;
+        true
+    };
+    report.kept(agent, adopted);
+    report.agents(std::slice::from_ref(agent), Some(agent.identity.pid));
+    Ok(Outcome::Kept)
+}
