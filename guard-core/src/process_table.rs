@@ -79,7 +79,7 @@ impl Stat {
         // The command name may hold spaces and parentheses: count from the last.
         let rest = &line[memchr::memrchr(b')', line)? + 1..];
         let mut fields = rest
-            .split(|byte| byte.is_ascii_whitespace())
+            .split(u8::is_ascii_whitespace)
             .filter(|field| !field.is_empty());
         let mut number = |skip: usize| -> Option<i64> {
             std::str::from_utf8(fields.nth(skip)?).ok()?.parse().ok()
@@ -187,7 +187,7 @@ impl ProcessTable {
                 Mode::empty(),
             )
         })?;
-        let mut entries = [MaybeUninit::<u8>::uninit(); 32 * 1024];
+        let mut entries = [MaybeUninit::<u8>::uninit(); 16 * 1024];
         let mut listing = RawDir::new(directory, &mut entries);
         let mut command_line = Vec::with_capacity(32 * 1024);
         while let Some(entry) = listing.next() {

@@ -524,7 +524,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// A spawn child or fork server whose parent is gone, at work in the
-    /// project folder with the LiveKit library.
+    /// project folder with the libraries of `livekit-agents`.
     fn is_old_style_worker(&self, pid: Pid, entry: &Entry) -> io::Result<bool> {
         let works = matches!(
             entry.role,
@@ -590,6 +590,12 @@ impl<'a> Snapshot<'a> {
             .iter()
             .map(|orphan| orphan.identity.pid)
             .collect();
+        let agents: BTreeSet<Pid> = self
+            .sighting
+            .agents
+            .iter()
+            .map(|agent| agent.identity.pid)
+            .collect();
         let mut kin = Kin::default();
         for pid in members {
             let Some(entry) = self.entries.get(&pid) else {
@@ -598,7 +604,7 @@ impl<'a> Snapshot<'a> {
             let Some(credentials) = self.table.credentials(pid)? else {
                 continue;
             };
-            let kinship = if entry.command.is_some() {
+            let kinship = if agents.contains(&pid) {
                 Kinship::Agent
             } else if orphans.contains(&pid) {
                 Kinship::OrphanWorker
@@ -680,10 +686,10 @@ impl<'a> Snapshot<'a> {
             }
             let ancestors = self.ancestors(pid)?;
             let head = ancestors.iter().position(|&ancestor| is_worker(ancestor));
-            let shared = head
+            let with_the_agent = head
                 .and_then(|at| self.entries.get(&ancestors[at]))
                 .is_some_and(|head| head.stat.terminal == entry.stat.terminal);
-            if !shared {
+            if !with_the_agent {
                 spared.insert(pid);
                 let between = &ancestors[..head.unwrap_or(ancestors.len())];
                 spared.extend(between.iter().filter(|pid| members.contains(pid)));

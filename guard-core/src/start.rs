@@ -421,7 +421,7 @@ impl Start<'_> {
                 .is_ready()
                 .map_err(|error| cannot("read the log", self.log.path(), &error))?;
             if self.is_dead()? {
-                return self.report_death(vigil, report);
+                return Ok(self.report_death(vigil, report));
             }
             if ready {
                 break true;
@@ -448,7 +448,7 @@ impl Start<'_> {
             return self.yield_to(&rival, vigil, report);
         }
         if self.is_dead()? {
-            return self.report_death(vigil, report);
+            return Ok(self.report_death(vigil, report));
         }
         report.started(
             self.pid(),
@@ -464,13 +464,13 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot watch the agent: {error}")))
     }
 
-    fn report_death(&self, vigil: &mut Vigil, report: &mut Report) -> Result<Outcome, Failure> {
+    fn report_death(&self, vigil: &mut Vigil, report: &mut Report) -> Outcome {
         let how = self.exit_status();
         let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
         report.died(self.pid(), &how, self.log.path(), &last_lines);
         // Its workers may live on.
         self.undo(vigil, report);
-        Ok(Outcome::Died)
+        Outcome::Died
     }
 
     /// Reaps the agent, which is our child.

@@ -22,7 +22,7 @@ use crate::vigil::{Vigil, Woken};
 
 /// How long, beyond windows and grace periods, these programs wait for others
 /// of their kind to finish.
-const GUARD_PATIENCE: Duration = Duration::from_secs(60);
+const GUARD_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Brings the system up.
 ///
