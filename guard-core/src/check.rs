@@ -93,7 +93,7 @@ pub fn check(
 /// The PID file proves an agent; more is read of it alone.
 fn running(scene: &Scene<'_>, identity: Identity, report: &mut Report) -> Result<Outcome, Failure> {
     report.running(1);
-    let agent = scene.describe(identity)?;
+    let agent = scene.describe(identity.pid)?;
     report.agents(agent.as_slice(), Some(identity.pid));
     Ok(Outcome::Running)
 }

@@ -1,4 +1,18 @@
-//! All logic of the voice-guard programs.
+//! All logic of the voice-guard programs. The map, from the top down; imports
+//! go down only:
+//!
+//! - [`cli`] runs one verb and turns its outcome into words and an exit code;
+//!   [`settings`] is the one home of names and defaults; [`report`] of every
+//!   sentence; [`outcome`] of exit codes; [`failure`] says what went wrong.
+//! - The verbs: [`check`], [`start`], [`stop`], [`system`] (start and restart
+//!   of the whole), in the [`scene`] that they share, out of the agent that
+//!   called them by [`detach`].
+//! - The three files that programs know each other by: [`guard`], [`pid_file`],
+//!   [`startup_lock`], on [`tracking_file`].
+//! - What happens: [`birth`] (fork to exec), [`readiness`] and [`log_file`],
+//!   [`terminate`], and waiting: [`vigil`], [`signals`], [`deadline`].
+//! - Who is who: [`sighting`] of the [`agent`]s in the [`process_table`];
+//!   [`process_details`] for people; [`env_file`] for the agent.
 
 pub mod agent;
 #[expect(unsafe_code, reason = "fork to exec: no library runs our code there")]
@@ -21,6 +35,7 @@ pub mod scene;
 pub mod settings;
 pub mod sighting;
 pub mod signals;
+mod snapshot;
 pub mod start;
 pub mod startup_lock;
 pub mod stop;

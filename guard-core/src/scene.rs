@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::failure::Failure;
 use crate::guard::{Guard, GuardError, HeldGuard, Taking};
 use crate::pid_file::{PidFile, Record, Tracking};
-use crate::process_table::{Identity, Pid, ProcessTable};
+use crate::process_table::{Pid, ProcessTable};
 use crate::report::{Removal, Report, stale_reason};
 use crate::settings::Settings;
 use crate::sighting::{Agent, Kin, KinOf, Lookout, Sighting};
@@ -175,9 +175,9 @@ impl<'a> Scene<'a> {
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn describe(&self, identity: Identity) -> Result<Option<Agent>, Failure> {
-        self.lookout(Some(identity.pid))
-            .describe(identity)
+    pub fn describe(&self, pid: Pid) -> Result<Option<Agent>, Failure> {
+        self.lookout(Some(pid))
+            .describe(pid)
             .map_err(|error| proc_failure(&error))
     }
 

@@ -91,7 +91,7 @@ fn start_under_guard(
     // At a constant cost first: a refused start is as cheap as a check.
     if let Tracking::Running(identity) = scene.tracking()? {
         report.refused(&Refusal::Running);
-        let agent = scene.describe(identity)?;
+        let agent = scene.describe(identity.pid)?;
         report.agents(agent.as_slice(), Some(identity.pid));
         return Ok(Outcome::Refused);
     }

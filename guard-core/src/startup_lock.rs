@@ -319,6 +319,7 @@ fn private_is_none<T>(reading: io::Result<Option<T>>) -> io::Result<Option<T>> {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::io::Read as _;
 
     fn verdict_of(content: &[u8], age: i64) -> LockVerdict {
         let folder = tempfile::tempdir().unwrap();
@@ -366,9 +367,18 @@ mod tests {
     #[test]
     fn a_live_shell_starts_for_thirty_seconds() {
         let mut shell = std::process::Command::new("/bin/sh")
-            .args(["-c", "read line; :"])
+            .args(["-c", "echo ready; read line; :"])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
+            .unwrap();
+        // `spawn` returns in the middle of the shell's exec.
+        let mut ready = [0; 6];
+        shell
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut ready)
             .unwrap();
         let content = format!("{}\n", shell.id());
         let young = verdict_of(content.as_bytes(), 5);

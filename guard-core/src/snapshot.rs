@@ -1,0 +1,530 @@
+//! One reading of the processes, and who belongs to whom in it (DESIGN's
+//! "Who belongs to an agent", as built in `ARCHITECTURE.md`).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use crate::agent::{
+    AgentCommand, Family, Mark, MultiprocessingRole, base_name, is_python, multiprocessing_role,
+};
+use crate::process_table::{Credentials, Identity, Pid, ProcessTable, Stat, split_arguments};
+use crate::sighting::{
+    Agent, Kin, KinOf, Kinship, Lookout, OrphanWorker, Relative, Sighting, SpareReason, Spared,
+    Unseen, Wrapper,
+};
+
+/// The library that tells a worker of `livekit-agents` from another program's.
+const WORKER_LIBRARY: &[u8] = b"liblivekit_ffi";
+
+/// `livekit-agents` 1.0 loads that library with the first call only. Until
+/// then its worker maps these two dependencies (`PyAV`, protobuf) and has the
+/// server's address in its environment (`tests/real/README.md`).
+const WORKER_DEPENDENCIES: [&[u8]; 2] = [b"/av/", b"/google/_upb/"];
+const WORKER_VARIABLE: &[u8] = b"\0LIVEKIT_";
+
+/// How much to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Python processes only.
+    Python,
+    /// All processes, with parents and environments.
+    Everything,
+}
+
+/// What was read of one process.
+struct Entry {
+    stat: Stat,
+    python: bool,
+    name: String,
+    command: Option<AgentCommand>,
+    role: Option<MultiprocessingRole>,
+    /// `None` also if the environment is private: another user's.
+    mark: Option<Mark>,
+}
+
+/// The processes as they were read, and the rules of who belongs to whom.
+pub(crate) struct Snapshot<'a> {
+    /// Who is there.
+    pub(crate) sighting: Sighting,
+    table: &'a ProcessTable,
+    family: &'a Family,
+    project_dir: &'a Path,
+    entries: BTreeMap<Pid, Entry>,
+    /// Ancestors that are not entries.
+    others: RefCell<BTreeMap<Pid, Option<Stat>>>,
+}
+
+impl<'a> Snapshot<'a> {
+    fn empty(lookout: &Lookout<'a>) -> Self {
+        Self {
+            table: lookout.table,
+            family: lookout.family,
+            project_dir: lookout.project_dir,
+            entries: BTreeMap::new(),
+            others: RefCell::default(),
+            sighting: Sighting::default(),
+        }
+    }
+
+    /// Reads one process and its ancestors: the agent that it is.
+    pub(crate) fn of_one(lookout: &Lookout<'a>, pid: Pid) -> io::Result<Option<Agent>> {
+        let mut snapshot = Self::empty(lookout);
+        let block = lookout.table.command_line(pid)?.unwrap_or_default();
+        if let Some(entry) = snapshot.read(pid, &block)? {
+            snapshot.entries.insert(pid, entry);
+        }
+        snapshot.count_as_agent(pid);
+        snapshot.find_agents()?;
+        Ok(snapshot.sighting.agents.pop())
+    }
+
+    /// Reads the processes and finds the agents and the orphans.
+    pub(crate) fn take(lookout: &Lookout<'a>, depth: Depth) -> io::Result<Self> {
+        let mut lines: Vec<(Pid, Vec<u8>)> = Vec::new();
+        let summary = lookout.table.for_each(|pid, block| {
+            let argv0 = block.split(|&byte| byte == 0).next().unwrap_or_default();
+            let wanted = depth == Depth::Everything || lookout.tracked == Some(pid);
+            if wanted || is_python(argv0) {
+                lines.push((pid, block.to_vec()));
+            }
+        })?;
+        let mut snapshot = Self::empty(lookout);
+        for (pid, block) in lines {
+            if let Some(entry) = snapshot.read(pid, &block)? {
+                snapshot.entries.insert(pid, entry);
+            }
+        }
+        if let Some(tracked) = lookout.tracked {
+            snapshot.count_as_agent(tracked);
+        }
+        snapshot.find_agents()?;
+        snapshot.find_orphans()?;
+        if summary.hidden || summary.unreadable > 0 {
+            snapshot.sighting.unseen.push(Unseen::HiddenProcesses);
+        }
+        Ok(snapshot)
+    }
+
+    /// The tracked process is the agent, unless a process under it is: then it
+    /// is that one's wrapper.
+    fn count_as_agent(&mut self, tracked: Pid) {
+        let mode = self.family.mode().to_owned();
+        let has_agent_below = self.entries.iter().any(|(&pid, entry)| {
+            entry.command.is_some()
+                && self
+                    .ancestors(pid)
+                    .is_ok_and(|ancestors| ancestors.contains(&tracked))
+        });
+        if let Some(entry) = self.entries.get_mut(&tracked)
+            && !has_agent_below
+        {
+            let script = entry.name.clone().into();
+            entry.command.get_or_insert(AgentCommand { script, mode });
+        }
+    }
+
+    fn read(&self, pid: Pid, block: &[u8]) -> io::Result<Option<Entry>> {
+        let Some(stat) = self.table.stat(pid)?.filter(|stat| !stat.is_dead()) else {
+            return Ok(None);
+        };
+        let argv = split_arguments(block);
+        let mark = match self.table.environment(pid) {
+            Ok(Some(environment)) => {
+                Mark::in_environment(&environment).filter(|mark| mark.is_of(self.family))
+            }
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(error) => return Err(error),
+        };
+        let argv0 = argv.first().copied().unwrap_or_default();
+        Ok(Some(Entry {
+            stat,
+            python: is_python(argv0),
+            name: String::from_utf8_lossy(base_name(argv0)).into_owned(),
+            command: self.family.recognise(&argv),
+            role: multiprocessing_role(&argv),
+            mark,
+        }))
+    }
+
+    /// The parent, as far as it is known here.
+    fn parent(&self, pid: Pid) -> io::Result<Option<Pid>> {
+        if let Some(entry) = self.entries.get(&pid) {
+            return Ok(entry.stat.parent);
+        }
+        if let Some(known) = self.others.borrow().get(&pid) {
+            return Ok(known.and_then(|stat| stat.parent));
+        }
+        let stat = self.table.stat(pid)?;
+        self.others.borrow_mut().insert(pid, stat);
+        Ok(stat.and_then(|stat| stat.parent))
+    }
+
+    fn ancestors(&self, pid: Pid) -> io::Result<Vec<Pid>> {
+        let mut ancestors = Vec::new();
+        let mut at = pid;
+        while let Some(parent) = self.parent(at)? {
+            // Processes that end while we read can make a ring.
+            if ancestors.contains(&parent) {
+                break;
+            }
+            ancestors.push(parent);
+            at = parent;
+        }
+        Ok(ancestors)
+    }
+
+    fn is_agent(&self, pid: Pid) -> bool {
+        self.entries
+            .get(&pid)
+            .is_some_and(|entry| entry.command.is_some())
+    }
+
+    /// A match is an agent of its own unless it descends from another match,
+    /// or was born with one: forked children keep the argv.
+    fn find_agents(&mut self) -> io::Result<()> {
+        let mut roots: Vec<(Identity, AgentCommand)> = Vec::new();
+        for (&pid, entry) in &self.entries {
+            let Some(command) = &entry.command else {
+                continue;
+            };
+            let ancestors = self.ancestors(pid)?;
+            if !ancestors.iter().any(|&ancestor| self.is_agent(ancestor)) {
+                roots.push((identity(pid, entry), command.clone()));
+            }
+        }
+        roots.sort_by_key(|(identity, _)| (identity.start, identity.pid));
+        let mut births = BTreeSet::new();
+        for (identity, command) in roots {
+            let Some(entry) = self.entries.get(&identity.pid) else {
+                continue;
+            };
+            let mark = entry.mark.clone();
+            // Somebody at a terminal that descends from an agent (a tmux it
+            // started) who types the command makes a second agent, though the
+            // mark is the first one's.
+            let part_of_another = entry.stat.terminal == 0
+                && mark
+                    .as_ref()
+                    .is_some_and(|mark| births.contains(mark.birth()));
+            if part_of_another {
+                continue;
+            }
+            if let Some(mark) = &mark {
+                births.insert(*mark.birth());
+            }
+            let Some(credentials) = self.table.credentials(identity.pid)? else {
+                continue;
+            };
+            let wrapper = self.wrapper(identity.pid)?;
+            self.sighting.agents.push(Agent {
+                identity,
+                command,
+                uid: credentials.uid,
+                contained: credentials.contained,
+                mark,
+                wrapper,
+            });
+        }
+        Ok(())
+    }
+
+    /// The nearest ancestor that has the agent's script among its arguments.
+    fn wrapper(&self, pid: Pid) -> io::Result<Option<Wrapper>> {
+        for ancestor in self.ancestors(pid)? {
+            let Some(block) = self.table.command_line(ancestor).or_else(none_if_private)? else {
+                continue;
+            };
+            let argv = split_arguments(&block);
+            if argv
+                .iter()
+                .any(|argument| self.family.is_named_by(argument))
+            {
+                return Ok(Some(Wrapper {
+                    pid: ancestor,
+                    command: String::from_utf8_lossy(base_name(argv[0])).into_owned(),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_orphans(&mut self) -> io::Result<()> {
+        let births: BTreeSet<[u8; 32]> = self
+            .sighting
+            .agents
+            .iter()
+            .filter_map(|agent| agent.mark.as_ref())
+            .map(|mark| *mark.birth())
+            .collect();
+        let mut orphans: BTreeMap<Pid, bool> = BTreeMap::new();
+        let mut groups = BTreeSet::new();
+        let mut unseen = Vec::new();
+        for (&pid, entry) in &self.entries {
+            if !entry.python || entry.command.is_some() {
+                continue;
+            }
+            if self.ancestors(pid)?.iter().any(|&pid| self.is_agent(pid)) {
+                continue;
+            }
+            let dead_birth = entry
+                .mark()
+                .is_some_and(|mark| !births.contains(mark.birth()));
+            if dead_birth && entry.stat.terminal == 0 {
+                orphans.insert(pid, true);
+                continue;
+            }
+            match self.is_old_style_worker(pid, entry) {
+                Ok(true) => {
+                    orphans.insert(pid, false);
+                    groups.insert(entry.stat.group);
+                }
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    unseen.push(pid);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for pid in unseen {
+            if let Some(Credentials { uid, .. }) = self.table.credentials(pid)? {
+                self.sighting.unseen.push(Unseen::Worker { pid, uid });
+            }
+        }
+        // The re-parented rest of such a worker's group.
+        for (&pid, entry) in &self.entries {
+            if groups.contains(&entry.stat.group)
+                && entry.role.is_some()
+                && entry.command.is_none()
+                && self.is_reparented(entry)?
+            {
+                orphans.entry(pid).or_insert(false);
+            }
+        }
+        // And what those have forked, which bears no mark either.
+        for (&pid, entry) in &self.entries {
+            if entry.python
+                && entry.command.is_none()
+                && !orphans.contains_key(&pid)
+                && self
+                    .ancestors(pid)?
+                    .iter()
+                    .any(|ancestor| orphans.get(ancestor) == Some(&false))
+            {
+                orphans.insert(pid, false);
+            }
+        }
+        for (pid, marked) in orphans {
+            let Some(entry) = self.entries.get(&pid) else {
+                continue;
+            };
+            let Some(Credentials { uid, contained }) = self.table.credentials(pid)? else {
+                continue;
+            };
+            self.sighting.orphans.push(OrphanWorker {
+                identity: identity(pid, entry),
+                uid,
+                contained,
+                marked,
+            });
+        }
+        Ok(())
+    }
+
+    /// A spawn child or fork server whose parent is gone, at work in the
+    /// project folder with the libraries of `livekit-agents`.
+    fn is_old_style_worker(&self, pid: Pid, entry: &Entry) -> io::Result<bool> {
+        let works = matches!(
+            entry.role,
+            Some(MultiprocessingRole::SpawnChild | MultiprocessingRole::ForkServer)
+        );
+        if !works
+            || !self.is_reparented(entry)?
+            || self.table.working_folder(pid)?.as_deref() != Some(self.project_dir)
+        {
+            return Ok(false);
+        }
+        let maps = self.table.maps(pid)?.unwrap_or_default();
+        let mapped = |name: &[u8]| memchr::memmem::find(&maps, name).is_some();
+        if mapped(WORKER_LIBRARY) {
+            return Ok(true);
+        }
+        if !WORKER_DEPENDENCIES.iter().all(|name| mapped(name)) {
+            return Ok(false);
+        }
+        let mut environment = vec![0];
+        environment.extend(self.table.environment(pid)?.unwrap_or_default());
+        Ok(memchr::memmem::find(&environment, WORKER_VARIABLE).is_some())
+    }
+
+    /// `multiprocessing` parents are Python; init, a subreaper, a shell that
+    /// took over are not.
+    fn is_reparented(&self, entry: &Entry) -> io::Result<bool> {
+        let Some(parent) = entry.stat.parent else {
+            return Ok(true);
+        };
+        if parent.get() == 1 {
+            return Ok(true);
+        }
+        if let Some(parent) = self.entries.get(&parent) {
+            return Ok(!parent.python);
+        }
+        let line = self.table.command_line(parent).or_else(none_if_private)?;
+        Ok(!line.is_some_and(|block| is_python(split_arguments(&block)[0])))
+    }
+
+    pub(crate) fn kin(mut self, whose: KinOf) -> io::Result<Kin> {
+        let seeds = self.seeds(whose);
+        let mut members = seeds.clone();
+        let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
+        for (&pid, entry) in &self.entries {
+            if let Some(parent) = entry.stat.parent {
+                children.entry(parent).or_default().push(pid);
+            }
+        }
+        let mut queue: Vec<Pid> = seeds.into_iter().collect();
+        while let Some(pid) = queue.pop() {
+            for &child in children.get(&pid).into_iter().flatten() {
+                if members.insert(child) {
+                    queue.push(child);
+                }
+            }
+        }
+        members.remove(&Pid::own());
+        let on_terminal = self.on_own_terminal(&members)?;
+        let orphans: BTreeSet<Pid> = self
+            .sighting
+            .orphans
+            .iter()
+            .map(|orphan| orphan.identity.pid)
+            .collect();
+        let agents: BTreeSet<Pid> = self
+            .sighting
+            .agents
+            .iter()
+            .map(|agent| agent.identity.pid)
+            .collect();
+        let mut kin = Kin::default();
+        for pid in members {
+            let Some(entry) = self.entries.get(&pid) else {
+                continue;
+            };
+            let Some(credentials) = self.table.credentials(pid)? else {
+                continue;
+            };
+            let kinship = if agents.contains(&pid) {
+                Kinship::Agent
+            } else if orphans.contains(&pid) {
+                Kinship::OrphanWorker
+            } else if self.ancestors(pid)?.iter().any(|&pid| self.is_agent(pid)) {
+                Kinship::Descendant
+            } else {
+                Kinship::Leftover
+            };
+            let relative = Relative {
+                identity: identity(pid, entry),
+                kinship,
+                uid: credentials.uid,
+                command: entry.name.clone(),
+            };
+            let reason = if credentials.contained {
+                Some(SpareReason::Contained)
+            } else {
+                on_terminal
+                    .contains(&pid)
+                    .then_some(SpareReason::OwnTerminal)
+            };
+            match reason {
+                Some(reason) => kin.spared.push(Spared { relative, reason }),
+                None => kin.relatives.push(relative),
+            }
+        }
+        kin.relatives
+            .sort_by_key(|relative| (relative.kinship, relative.identity.start));
+        kin.sighting = std::mem::take(&mut self.sighting);
+        Ok(kin)
+    }
+
+    fn seeds(&self, whose: KinOf) -> BTreeSet<Pid> {
+        let orphans = |marked_only: bool| {
+            self.sighting
+                .orphans
+                .iter()
+                .filter(move |orphan| orphan.marked || !marked_only)
+                .map(|orphan| orphan.identity.pid)
+        };
+        match whose {
+            KinOf::Orphans => orphans(false).collect(),
+            KinOf::MarkedOrphans => orphans(true).collect(),
+            KinOf::Birth(birth) => self
+                .entries
+                .iter()
+                .filter(|(_, entry)| {
+                    entry
+                        .mark
+                        .as_ref()
+                        .is_some_and(|mark| *mark.birth() == birth)
+                })
+                .map(|(&pid, _)| pid)
+                .collect(),
+            KinOf::Everyone => orphans(false)
+                .chain(
+                    self.entries
+                        .iter()
+                        .filter(|(_, entry)| entry.command.is_some() || entry.mark.is_some())
+                        .map(|(&pid, _)| pid),
+                )
+                .collect(),
+        }
+    }
+
+    /// Members with a controlling terminal that is not the one of the agent
+    /// they descend from, and those they descend from in turn, up to the agent.
+    fn on_own_terminal(&self, members: &BTreeSet<Pid>) -> io::Result<BTreeSet<Pid>> {
+        let is_worker = |pid: Pid| {
+            self.is_agent(pid)
+                || self
+                    .sighting
+                    .orphans
+                    .iter()
+                    .any(|orphan| orphan.identity.pid == pid)
+        };
+        let mut spared = BTreeSet::new();
+        for &pid in members {
+            let Some(entry) = self.entries.get(&pid) else {
+                continue;
+            };
+            if entry.stat.terminal == 0 || is_worker(pid) {
+                continue;
+            }
+            let ancestors = self.ancestors(pid)?;
+            let head = ancestors.iter().position(|&ancestor| is_worker(ancestor));
+            let with_the_agent = head
+                .and_then(|at| self.entries.get(&ancestors[at]))
+                .is_some_and(|head| head.stat.terminal == entry.stat.terminal);
+            if !with_the_agent {
+                spared.insert(pid);
+                let between = &ancestors[..head.unwrap_or(ancestors.len())];
+                spared.extend(between.iter().filter(|pid| members.contains(pid)));
+            }
+        }
+        Ok(spared)
+    }
+}
+
+fn identity(pid: Pid, entry: &Entry) -> Identity {
+    Identity {
+        pid,
+        start: entry.stat.start,
+    }
+}
+
+fn none_if_private(error: io::Error) -> io::Result<Option<Vec<u8>>> {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        Ok(None)
+    } else {
+        Err(error)
+    }
+}
