@@ -270,7 +270,8 @@ impl<'a> Snapshot<'a> {
                 continue;
             }
             let dead_birth = entry
-                .mark()
+                .mark
+                .as_ref()
                 .is_some_and(|mark| !births.contains(mark.birth()));
             if dead_birth && entry.stat.terminal == 0 {
                 orphans.insert(pid, true);
