@@ -9,7 +9,7 @@ use crate::pid_file::{PidFile, Record, Tracking};
 use crate::process_table::{Pid, ProcessTable};
 use crate::report::{Removal, Report, stale_reason};
 use crate::settings::Settings;
-use crate::sighting::{Agent, Kin, KinOf, Lookout, Sighting};
+use crate::sighting::{Agent, Kin, KinOf, Lookout, Sighting, Strangers};
 use crate::startup_lock::{LockVerdict, Starter, StartupLock, program_name};
 use crate::tracking_file::{self, NumberFile, Oddity};
 
@@ -123,13 +123,28 @@ impl<'a> Scene<'a> {
             .map_err(|error| proc_failure(&error))
     }
 
+    /// One look at all processes before a birth.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn look_at_strangers(&self, strangers: &mut Strangers) -> Result<Sighting, Failure> {
+        self.lookout(None)
+            .look_at_strangers(strangers)
+            .map_err(|error| proc_failure(&error))
+    }
+
     /// Everything born of some agents.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn gather(&self, tracked: Option<Pid>, whose: KinOf) -> Result<Kin, Failure> {
+    pub fn gather(
+        &self,
+        tracked: Option<Pid>,
+        whose: KinOf,
+        strangers: &mut Strangers,
+    ) -> Result<Kin, Failure> {
         self.lookout(tracked)
-            .gather(whose)
+            .gather(whose, strangers)
             .map_err(|error| proc_failure(&error))
     }
 

@@ -12,6 +12,8 @@ use crate::agent::{AgentCommand, Family, Mark};
 use crate::process_table::{Identity, Pid, ProcessTable};
 use crate::snapshot::{Depth, Snapshot};
 
+pub use crate::snapshot::Strangers;
+
 /// A running agent.
 #[derive(Debug, Clone)]
 pub struct Agent {
@@ -176,7 +178,16 @@ impl Lookout<'_> {
     /// # Errors
     /// When `/proc` cannot be read.
     pub fn look(&self) -> io::Result<Sighting> {
-        Ok(Snapshot::take(self, Depth::Python)?.sighting)
+        self.look_at_strangers(&mut Strangers::default())
+    }
+
+    /// As [`Self::look`]; everybody who is there now becomes a stranger to an
+    /// agent that is born afterwards.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn look_at_strangers(&self, strangers: &mut Strangers) -> io::Result<Sighting> {
+        Ok(Snapshot::take(self, Depth::Python, strangers)?.sighting)
     }
 
     /// The agent that this process is, without looking at any other but its
@@ -188,11 +199,12 @@ impl Lookout<'_> {
         Snapshot::of_one(self, pid)
     }
 
-    /// Reads every process's parent and environment and gathers who belongs.
+    /// Reads every process's parent and environment, but of `strangers`, and
+    /// gathers who belongs; the others become strangers.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn gather(&self, whose: KinOf) -> io::Result<Kin> {
-        Snapshot::take(self, Depth::Everything)?.kin(whose)
+    pub fn gather(&self, whose: KinOf, strangers: &mut Strangers) -> io::Result<Kin> {
+        Snapshot::take(self, Depth::Everything, strangers)?.kin(whose, strangers)
     }
 }

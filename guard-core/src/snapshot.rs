@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
 
@@ -31,6 +32,36 @@ pub(crate) enum Depth {
     Python,
     /// All processes, with parents and environments.
     Everything,
+}
+
+/// Processes that are known to belong to no agent, so that a second look need
+/// not read all of each again: only whether it still has the same command line.
+#[derive(Debug, Default)]
+pub struct Strangers(BTreeMap<Pid, u64>);
+
+impl Strangers {
+    fn know(&self, pid: Pid, block: &[u8]) -> bool {
+        self.0
+            .get(&pid)
+            .is_some_and(|&known| known == fingerprint(block))
+    }
+
+    fn remember(&mut self, pid: Pid, block: &[u8]) {
+        // An empty one may be in the middle of its exec.
+        if !block.is_empty() {
+            self.0.insert(pid, fingerprint(block));
+        }
+    }
+
+    fn forget(&mut self, pid: Pid) {
+        self.0.remove(&pid);
+    }
+}
+
+fn fingerprint(block: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    block.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What was read of one process.
@@ -81,15 +112,26 @@ impl<'a> Snapshot<'a> {
     }
 
     /// Reads the processes and finds the agents and the orphans.
-    pub(crate) fn take(lookout: &Lookout<'a>, depth: Depth) -> io::Result<Self> {
+    pub(crate) fn take(
+        lookout: &Lookout<'a>,
+        depth: Depth,
+        strangers: &mut Strangers,
+    ) -> io::Result<Self> {
         let mut lines: Vec<(Pid, Vec<u8>)> = Vec::new();
+        let mut seen = Strangers::default();
         let summary = lookout.table.for_each(|pid, block| {
             let argv0 = block.split(|&byte| byte == 0).next().unwrap_or_default();
-            let wanted = depth == Depth::Everything || lookout.tracked == Some(pid);
-            if wanted || is_python(argv0) {
+            let known = strangers.know(pid, block);
+            seen.remember(pid, block);
+            let wanted = match depth {
+                Depth::Python => is_python(argv0),
+                Depth::Everything => !known,
+            };
+            if wanted || lookout.tracked == Some(pid) {
                 lines.push((pid, block.to_vec()));
             }
         })?;
+        *strangers = seen;
         let mut snapshot = Self::empty(lookout);
         for (pid, block) in lines {
             if let Some(entry) = snapshot.read(pid, &block)? {
@@ -376,7 +418,9 @@ impl<'a> Snapshot<'a> {
         Ok(!line.is_some_and(|block| is_python(split_arguments(&block)[0])))
     }
 
-    pub(crate) fn kin(mut self, whose: KinOf) -> io::Result<Kin> {
+    ///
+    /// Whoever is kin, or Python and may become an orphan, is no stranger.
+    pub(crate) fn kin(mut self, whose: KinOf, strangers: &mut Strangers) -> io::Result<Kin> {
         let seeds = self.seeds(whose);
         let mut members = seeds.clone();
         let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
@@ -391,6 +435,11 @@ impl<'a> Snapshot<'a> {
                 if members.insert(child) {
                     queue.push(child);
                 }
+            }
+        }
+        for (&pid, entry) in &self.entries {
+            if entry.python || members.contains(&pid) {
+                strangers.forget(pid);
             }
         }
         members.remove(&Pid::own());

@@ -25,7 +25,7 @@ use crate::readiness::LogWatch;
 use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot, cannot_remove, odd, proc_failure};
 use crate::settings::{EnvFile, Settings};
-use crate::sighting::{Agent, KinOf};
+use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
 use crate::terminate::{Impatience, end, is_dead};
@@ -102,7 +102,8 @@ fn start_under_guard(
             return Ok(Outcome::Refused);
         }
     }
-    let sighting = scene.look(None)?;
+    let mut strangers = Strangers::default();
+    let sighting = scene.look_at_strangers(&mut strangers)?;
     if !sighting.agents.is_empty() {
         report.refused(&Refusal::Running);
         let named = scene.pid_file.number().ok().flatten();
@@ -124,8 +125,9 @@ fn start_under_guard(
         if let Some(outcome) = cleared {
             return Ok(outcome);
         }
+        strangers = Strangers::default();
     }
-    bring_up(scene, guard, vigil, report)
+    bring_up(scene, guard, strangers, vigil, report)
 }
 
 /// Interruptions are heard from here to the end of a start.
@@ -191,8 +193,9 @@ pub(crate) fn clear_orphans(
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Option<Outcome>, Failure> {
+    let mut strangers = Strangers::default();
     for round in 0.. {
-        let kin = scene.gather(tracked, whose)?;
+        let kin = scene.gather(tracked, whose, &mut strangers)?;
         report.spared(&kin.spared);
         if kin.relatives.is_empty() {
             return Ok(None);
@@ -225,11 +228,14 @@ pub(crate) fn clear_orphans(
 
 /// Birth and verification; nobody else's agent is there, and the guard is held.
 ///
+/// `strangers` were there before and were not born of this agent.
+///
 /// # Errors
 /// When something that an agent needs is missing or cannot be used.
 pub(crate) fn bring_up(
     scene: &Scene<'_>,
     _guard: &HeldGuard,
+    strangers: Strangers,
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
@@ -290,6 +296,7 @@ pub(crate) fn bring_up(
         newborn,
         log,
         watch,
+        strangers,
     };
     match start.verify(vigil, report) {
         Ok(outcome) => Ok(outcome),
@@ -404,6 +411,7 @@ struct Start<'a> {
     newborn: Newborn,
     log: AgentLog,
     watch: LogWatch,
+    strangers: Strangers,
 }
 
 impl Start<'_> {
@@ -464,7 +472,7 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot watch the agent: {error}")))
     }
 
-    fn report_death(&self, vigil: &mut Vigil, report: &mut Report) -> Outcome {
+    fn report_death(&mut self, vigil: &mut Vigil, report: &mut Report) -> Outcome {
         let how = self.exit_status();
         let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
         report.died(self.pid(), &how, self.log.path(), &last_lines);
@@ -498,7 +506,7 @@ impl Start<'_> {
     /// Ctrl-C and TERM undo the start; a lost terminal does not: the agent is
     /// meant to survive it.
     fn interrupt(
-        &self,
+        &mut self,
         interruption: Interruption,
         vigil: &mut Vigil,
         report: &mut Report,
@@ -542,7 +550,7 @@ impl Start<'_> {
 
     /// The other stays, since its script will not look again; and it is tracked.
     fn yield_to(
-        &self,
+        &mut self,
         rival: &Agent,
         vigil: &mut Vigil,
         report: &mut Report,
@@ -562,11 +570,12 @@ impl Start<'_> {
     }
 
     /// Ends what was born of this start, and forgets it.
-    fn undo(&self, vigil: &mut Vigil, report: &mut Report) {
+    fn undo(&mut self, vigil: &mut Vigil, report: &mut Report) {
         let scene = self.scene;
         for _ in 0..4 {
             // What fails here for want of descriptors may succeed once more.
-            let Ok(kin) = scene.gather(Some(self.pid()), KinOf::Birth(*self.mark.birth())) else {
+            let birth = KinOf::Birth(*self.mark.birth());
+            let Ok(kin) = scene.gather(Some(self.pid()), birth, &mut self.strangers) else {
                 continue;
             };
             if kin.relatives.is_empty() {

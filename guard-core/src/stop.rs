@@ -13,7 +13,7 @@ use crate::process_table::{Identity, Pid};
 use crate::report::Report;
 use crate::scene::{Scene, cannot_remove, proc_failure};
 use crate::settings::Settings;
-use crate::sighting::{Kin, KinOf, Sighting};
+use crate::sighting::{Kin, KinOf, Sighting, Strangers};
 use crate::signals::Interruption;
 use crate::startup_lock::Starter;
 use crate::terminate::{Impatience, end};
@@ -74,7 +74,13 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
         })
         .map_err(|error| proc_failure(&error))
     })?;
-    let clearing = clear_everything(&scene, &guard, &mut vigil, report)?;
+    let clearing = clear_everything(
+        &scene,
+        &guard,
+        &mut Strangers::default(),
+        &mut vigil,
+        report,
+    )?;
     let ended = match clearing {
         Clearing::Done(ended) => ended + ended_before,
         Clearing::Incomplete => {
@@ -105,6 +111,7 @@ fn take_guard(
     mut end_start: impl FnMut(Kin) -> Result<(), Failure>,
 ) -> Result<HeldGuard, Failure> {
     let mut deadline = Deadline::after(patience);
+    let mut strangers = Strangers::default();
     loop {
         if let Some(guard) = scene.try_guard()? {
             return Ok(guard);
@@ -115,7 +122,7 @@ fn take_guard(
             Some((_, Some("check-agent-running" | "stop-voice-agent-safe")))
         );
         if is_starting {
-            let kin = scene.gather(tracked(scene)?, KinOf::Everyone)?;
+            let kin = scene.gather(tracked(scene)?, KinOf::Everyone, &mut strangers)?;
             if !kin.relatives.is_empty() {
                 end_start(kin)?;
             }
@@ -161,6 +168,7 @@ pub(crate) fn tracked(scene: &Scene<'_>) -> Result<Option<Pid>, Failure> {
 pub(crate) fn clear_everything(
     scene: &Scene<'_>,
     _guard: &HeldGuard,
+    strangers: &mut Strangers,
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Clearing, Failure> {
@@ -170,7 +178,7 @@ pub(crate) fn clear_everything(
     let mut original = Deadline::after(ORIGINAL_LIMIT);
     let mut round = 0;
     loop {
-        let mut kin = scene.gather(tracked(scene)?, KinOf::Everyone)?;
+        let mut kin = scene.gather(tracked(scene)?, KinOf::Everyone, strangers)?;
         kin.relatives
             .retain(|relative| !survivors.contains(&relative.identity));
         kin.spared

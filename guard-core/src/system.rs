@@ -13,7 +13,7 @@ use crate::process_table::Pid;
 use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot};
 use crate::settings::Settings;
-use crate::sighting::{Agent, KinOf};
+use crate::sighting::{Agent, KinOf, Strangers};
 use crate::start::{bring_up, clear_orphans, hold_interruptions, take_startup_lock};
 use crate::startup_lock::{STALE_AFTER, Starter};
 use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
@@ -57,9 +57,10 @@ pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome,
                 raise(scene, guard, vigil, report)
             }
             agents => {
+                let mut strangers = Strangers::default();
                 report.replacing(agents, &scene.mode());
                 report.agents(agents, tracked);
-                match clear_everything(scene, guard, vigil, report)? {
+                match clear_everything(scene, guard, &mut strangers, vigil, report)? {
                     Clearing::Done(_) => {}
                     Clearing::Incomplete => {
                         report.not_stopped();
@@ -93,8 +94,9 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
             return Ok(outcome);
         }
         let sighting = scene.look(tracked(scene)?)?;
+        let mut strangers = Strangers::default();
         report.restarting(sighting.agents.len(), sighting.orphans.len());
-        match clear_everything(scene, guard, vigil, report)? {
+        match clear_everything(scene, guard, &mut strangers, vigil, report)? {
             Clearing::Done(_) => {}
             Clearing::Incomplete => {
                 report.not_stopped();
@@ -104,7 +106,7 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
                 return Ok(Outcome::Interrupted(interruption));
             }
         }
-        let outcome = bring_up(scene, guard, vigil, report)?;
+        let outcome = bring_up(scene, guard, strangers, vigil, report)?;
         if outcome != Outcome::Started {
             return Ok(outcome);
         }
@@ -208,9 +210,10 @@ fn raise(
     }
     // An original may have started one while we waited for it.
     let tracked = tracked(scene)?;
-    let sighting = scene.look(tracked)?;
+    let mut strangers = Strangers::default();
+    let sighting = scene.look_at_strangers(&mut strangers)?;
     match sighting.agents.as_slice() {
-        [] => bring_up(scene, guard, vigil, report),
+        [] => bring_up(scene, guard, strangers, vigil, report),
         [agent] if agent.command.mode == scene.settings.mode => {
             keep(scene, agent, tracked, vigil, report)
         }
