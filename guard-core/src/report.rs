@@ -400,10 +400,7 @@ impl Report {
         if last_lines.is_empty() {
             self.say(Tone::Plain, "  it wrote nothing");
         } else {
-            self.say(
-                Tone::Plain,
-                &format!("  last {} lines of its output:", last_lines.len()),
-            );
+            self.say(Tone::Plain, "  the end of its output:");
         }
         for line in last_lines {
             self.say(Tone::Plain, &format!("  | {line}"));

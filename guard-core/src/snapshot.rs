@@ -75,6 +75,16 @@ struct Entry {
     mark: Option<Mark>,
 }
 
+impl Entry {
+    /// May it answer calls, as far as its command line tells?
+    fn is_worker(&self) -> bool {
+        matches!(
+            self.role,
+            Some(MultiprocessingRole::SpawnChild | MultiprocessingRole::ForkServer)
+        )
+    }
+}
+
 /// The processes as they were read, and the rules of who belongs to whom.
 pub(crate) struct Snapshot<'a> {
     /// Who is there.
@@ -103,7 +113,7 @@ impl<'a> Snapshot<'a> {
     pub(crate) fn of_one(lookout: &Lookout<'a>, pid: Pid) -> io::Result<Option<Agent>> {
         let mut snapshot = Self::empty(lookout);
         let block = lookout.table.command_line(pid)?.unwrap_or_default();
-        if let Some(entry) = snapshot.read(pid, &block)? {
+        if let Some(entry) = snapshot.read(pid, &block, true)? {
             snapshot.entries.insert(pid, entry);
         }
         snapshot.count_as_agent(pid);
@@ -134,7 +144,10 @@ impl<'a> Snapshot<'a> {
         *strangers = seen;
         let mut snapshot = Self::empty(lookout);
         for (pid, block) in lines {
-            if let Some(entry) = snapshot.read(pid, &block)? {
+            let tracked = lookout.tracked == Some(pid);
+            if let Some(entry) =
+                snapshot.read(pid, &block, tracked || depth == Depth::Everything)?
+            {
                 snapshot.entries.insert(pid, entry);
             }
         }
@@ -167,11 +180,12 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    fn read(&self, pid: Pid, block: &[u8]) -> io::Result<Option<Entry>> {
-        let Some(stat) = self.table.stat(pid)?.filter(|stat| !stat.is_dead()) else {
-            return Ok(None);
-        };
+    /// Reads what else matters of a process; `None` if it has ended, or if
+    /// nothing does and it is not `wanted` anyway.
+    fn read(&self, pid: Pid, block: &[u8], wanted: bool) -> io::Result<Option<Entry>> {
         let argv = split_arguments(block);
+        let command = self.family.recognise(&argv);
+        let role = multiprocessing_role(&argv);
         let mark = match self.table.environment(pid) {
             Ok(Some(environment)) => {
                 Mark::in_environment(&environment).filter(|mark| mark.is_of(self.family))
@@ -180,13 +194,19 @@ impl<'a> Snapshot<'a> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             Err(error) => return Err(error),
         };
+        if !wanted && command.is_none() && role.is_none() && mark.is_none() {
+            return Ok(None);
+        }
+        let Some(stat) = self.table.stat(pid)?.filter(|stat| !stat.is_dead()) else {
+            return Ok(None);
+        };
         let argv0 = argv.first().copied().unwrap_or_default();
         Ok(Some(Entry {
             stat,
             python: is_python(argv0),
             name: String::from_utf8_lossy(base_name(argv0)).into_owned(),
-            command: self.family.recognise(&argv),
-            role: multiprocessing_role(&argv),
+            command,
+            role,
             mark,
         }))
     }
@@ -305,17 +325,19 @@ impl<'a> Snapshot<'a> {
         let mut groups = BTreeSet::new();
         let mut unseen = Vec::new();
         for (&pid, entry) in &self.entries {
-            if !entry.python || entry.command.is_some() {
-                continue;
-            }
-            if self.ancestors(pid)?.iter().any(|&pid| self.is_agent(pid)) {
-                continue;
-            }
             let dead_birth = entry
                 .mark
                 .as_ref()
                 .is_some_and(|mark| !births.contains(mark.birth()));
-            if dead_birth && entry.stat.terminal == 0 {
+            let marked = entry.python && dead_birth && entry.stat.terminal == 0;
+            // Ancestors last: every one of them is a file to read.
+            if entry.command.is_some()
+                || !(marked || entry.is_worker())
+                || self.ancestors(pid)?.iter().any(|&pid| self.is_agent(pid))
+            {
+                continue;
+            }
+            if marked {
                 orphans.insert(pid, true);
                 continue;
             }
@@ -348,7 +370,8 @@ impl<'a> Snapshot<'a> {
         }
         // And what those have forked, which bears no mark either.
         for (&pid, entry) in &self.entries {
-            if entry.python
+            if !groups.is_empty()
+                && entry.python
                 && entry.command.is_none()
                 && !orphans.contains_key(&pid)
                 && self
@@ -379,11 +402,7 @@ impl<'a> Snapshot<'a> {
     /// A spawn child or fork server whose parent is gone, at work in the
     /// project folder with the libraries of `livekit-agents`.
     fn is_old_style_worker(&self, pid: Pid, entry: &Entry) -> io::Result<bool> {
-        let works = matches!(
-            entry.role,
-            Some(MultiprocessingRole::SpawnChild | MultiprocessingRole::ForkServer)
-        );
-        if !works
+        if !entry.is_worker()
             || !self.is_reparented(entry)?
             || self.table.working_folder(pid)?.as_deref() != Some(self.project_dir)
         {
