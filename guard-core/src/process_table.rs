@@ -62,6 +62,8 @@ pub struct Stat {
     pub parent: Option<Pid>,
     /// Process group.
     pub group: i32,
+    /// Session: the number of the process that began it.
+    pub session: i32,
     /// Controlling terminal's device number; 0 for none.
     pub terminal: i32,
     /// Clock ticks since boot.
@@ -87,13 +89,14 @@ impl Stat {
         let state = rest.iter().copied().find(|byte| *byte != b' ')?;
         let parent = number(1)?;
         let group = number(0)?;
-        let _session = number(0)?;
+        let session = number(0)?;
         let terminal = number(0)?;
         let start = number(14)?;
         Some(Self {
             state,
             parent: Pid::new(i32::try_from(parent).ok()?),
             group: i32::try_from(group).ok()?,
+            session: i32::try_from(session).ok()?,
             terminal: i32::try_from(terminal).ok()?,
             start: u64::try_from(start).ok()?,
         })
@@ -436,6 +439,7 @@ mod tests {
         assert_eq!(stat.state, b'S');
         assert_eq!(stat.parent, Pid::new(17));
         assert_eq!(stat.group, 4240);
+        assert_eq!(stat.session, 4239);
         assert_eq!(stat.terminal, 34816);
         assert_eq!(stat.start, 98765);
         assert_eq!(Stat::parse(b"1 (x) S"), None);

@@ -151,6 +151,7 @@ impl<'a> Snapshot<'a> {
                 snapshot.entries.insert(pid, entry);
             }
         }
+        snapshot.demote_forks_of_the_dead()?;
         if let Some(tracked) = lookout.tracked {
             snapshot.count_as_agent(tracked);
         }
@@ -178,6 +179,40 @@ impl<'a> Snapshot<'a> {
             let script = entry.name.clone().into();
             entry.command.get_or_insert(AgentCommand { script, mode });
         }
+    }
+
+    /// A process that an agent has forked has the agent's command line. Once
+    /// the agent is dead it is an orphan worker like others. Agents are born as
+    /// leaders of their session, and the session's number outlives them.
+    fn demote_forks_of_the_dead(&mut self) -> io::Result<()> {
+        let mut forks = Vec::new();
+        for (&pid, entry) in &self.entries {
+            let Some(mark) = entry.mark.as_ref().filter(|_| entry.command.is_some()) else {
+                continue;
+            };
+            // At a terminal somebody has typed the command.
+            if entry.stat.session == pid.get() || entry.stat.terminal != 0 {
+                continue;
+            }
+            let leader_lives = match Pid::new(entry.stat.session) {
+                Some(leader) => self
+                    .table
+                    .environment(leader)
+                    .or_else(none_if_private)?
+                    .and_then(|environment| Mark::in_environment(&environment))
+                    .is_some_and(|leaders| leaders.birth() == mark.birth()),
+                None => false,
+            };
+            if !leader_lives {
+                forks.push(pid);
+            }
+        }
+        for pid in forks {
+            if let Some(entry) = self.entries.get_mut(&pid) {
+                entry.command = None;
+            }
+        }
+        Ok(())
     }
 
     /// Reads what else matters of a process; `None` if it has ended, or if

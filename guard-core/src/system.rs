@@ -60,15 +60,8 @@ pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome,
                 let mut strangers = Strangers::default();
                 report.replacing(agents, &scene.mode());
                 report.agents(agents, tracked);
-                match clear_everything(scene, guard, &mut strangers, vigil, report)? {
-                    Clearing::Done(_) => {}
-                    Clearing::Incomplete => {
-                        report.not_stopped();
-                        return Ok(Outcome::NotStopped);
-                    }
-                    Clearing::Interrupted(interruption) => {
-                        return Ok(Outcome::Interrupted(interruption));
-                    }
+                if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
+                    return Ok(outcome);
                 }
                 Ok(match raise(scene, guard, vigil, report)? {
                     Outcome::Started => Outcome::Replaced,
@@ -96,15 +89,8 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
         let sighting = scene.look(tracked(scene)?)?;
         let mut strangers = Strangers::default();
         report.restarting(sighting.agents.len(), sighting.orphans.len());
-        match clear_everything(scene, guard, &mut strangers, vigil, report)? {
-            Clearing::Done(_) => {}
-            Clearing::Incomplete => {
-                report.not_stopped();
-                return Ok(Outcome::NotStopped);
-            }
-            Clearing::Interrupted(interruption) => {
-                return Ok(Outcome::Interrupted(interruption));
-            }
+        if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
+            return Ok(outcome);
         }
         let outcome = bring_up(scene, guard, strangers, vigil, report)?;
         if outcome != Outcome::Started {
@@ -196,6 +182,32 @@ fn lock_or_refusal(
             return Ok(Some(outcome));
         }
     }
+}
+
+/// Stops everything; `Some` is how the program ends if that did not work.
+fn clear(
+    scene: &Scene<'_>,
+    guard: &HeldGuard,
+    strangers: &mut Strangers,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    Ok(
+        match clear_everything(scene, guard, strangers, vigil, report)? {
+            Clearing::Done(_) => {
+                // It names nobody now; what else lies there, a start reports.
+                if let Ok(Some(pid)) = scene.pid_file.number() {
+                    let _ = scene.pid_file.remove_if_naming(pid);
+                }
+                None
+            }
+            Clearing::Incomplete => {
+                report.not_stopped();
+                Some(Outcome::NotStopped)
+            }
+            Clearing::Interrupted(interruption) => Some(Outcome::Interrupted(interruption)),
+        },
+    )
 }
 
 /// Starts an agent where none was a moment ago.
