@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// The family of the original scripts: `letta_voice_agent.py` and its
-/// variants `letta_voice_agent_*.py` (CONTRACT, "What counts as the agent").
+/// variants `letta_voice_agent_*.py` (`docs/contract.md`, "What counts as the agent").
 const ORIGINAL_FAMILY: &str = "letta_voice_agent";
 
 /// First arguments with which the script is a running agent. `download-files`

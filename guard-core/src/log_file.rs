@@ -1,7 +1,7 @@
 //! The agent's log: kept by copying, then emptied, at each start.
 //!
 //! Copied and not renamed, since people leave a `tail -f` running across
-//! starts (CONTRACT, "Tracking files"), and it follows the file, not the name.
+//! starts (`docs/contract.md`, "Tracking files"), and it follows the file, not the name.
 
 use std::ffi::OsString;
 use std::fs::File;

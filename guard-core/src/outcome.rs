@@ -1,4 +1,4 @@
-//! How a program ends, and with which exit code (CONTRACT, "Exit codes").
+//! How a program ends, and with which exit code (`docs/contract.md`, "Exit codes").
 
 use crate::signals::Interruption;
 

@@ -1,7 +1,7 @@
 //! Every sentence that a user reads, as text or as one JSON object.
 //!
 //! Everything goes to standard output, refusals too: callers redirect that
-//! (CONTRACT, "Exit codes and effects"). Output that cannot be written is lost
+//! (`docs/contract.md`, "Exit codes"). Output that cannot be written is lost
 //! and changes nothing else.
 
 use std::fmt::Display;

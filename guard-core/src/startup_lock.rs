@@ -14,7 +14,7 @@ use crate::agent::base_name;
 use crate::process_table::{Pid, ProcessTable, split_arguments};
 use crate::tracking_file::{self, FileId, NumberFile, Oddity, OpenFile, Opening};
 
-/// A lock older than this is stale (CONTRACT, "Tracking files").
+/// A lock older than this is stale (`docs/contract.md`, "Tracking files").
 pub const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// How often a long start renews its lock, well below [`STALE_AFTER`].
