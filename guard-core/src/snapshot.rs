@@ -1,5 +1,5 @@
-//! One reading of the processes, and who belongs to whom in it (DESIGN's
-//! "Who belongs to an agent", as built in `ARCHITECTURE.md`).
+//! One reading of the processes, and who belongs to whom in it (see
+//! `ARCHITECTURE.md`, "Who belongs to an agent").
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
