@@ -250,6 +250,18 @@ pub fn multiprocessing_role(argv: &[&[u8]]) -> Option<MultiprocessingRole> {
     })
 }
 
+/// The descriptor on which a resource tracker listens to the processes that it
+/// keeps book for: `main(N)` in its code.
+#[must_use]
+pub fn tracker_descriptor(argv: &[&[u8]]) -> Option<i32> {
+    let code = argv
+        .iter()
+        .find_map(|argument| argument.strip_prefix(b"from multiprocessing.resource_tracker "))?;
+    let at = memchr::memmem::find(code, b"main(")? + b"main(".len();
+    let digits = code[at..].split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The last component of a path, as bytes.
 #[must_use]
 pub fn base_name(path: &[u8]) -> &[u8] {
@@ -486,5 +498,12 @@ mod tests {
         );
         assert_eq!(role("print('from multiprocessing.spawn import x')"), None);
         assert_eq!(multiprocessing_role(&[b"bash", b"-c"]), None);
+        let tracker: [&[u8]; 4] = [
+            b"python",
+            b"-B",
+            b"-c",
+            b"from multiprocessing.resource_tracker import main;main(16)",
+        ];
+        assert_eq!(tracker_descriptor(&tracker), Some(16));
     }
 }

@@ -265,6 +265,17 @@ pub fn close_others_on_exec() -> io::Result<()> {
     }
 }
 
+/// Undoes what a caller may have done to signals that a program of ours relies
+/// on: an ignored SIGCHLD would take away the agent's exit status. And a limit
+/// on file sizes is an error to report, not an end (`signal(7)`, SIGXFSZ).
+pub fn settle_signals() {
+    // SAFETY: plain system calls with constant dispositions.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// The mask of all signals, until dropped: a handler or a default action must
 /// not run in the child before it is the agent.
 struct BlockedSignals {

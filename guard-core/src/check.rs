@@ -63,7 +63,7 @@ pub fn check(
         return Ok(Outcome::Running);
     }
     if let LockVerdict::Starting(starter) = lock {
-        report.starting(starter);
+        report.starting(starter, scene.startup_lock.path());
         return Ok(Outcome::StartInProgress);
     }
     if guard.is_none() {
@@ -170,8 +170,12 @@ impl<'a> Stale<'a> {
         let path = scene.startup_lock.path();
         match self.lock {
             LockVerdict::Stale { reason, owner, .. } => {
-                may_replace("startup lock", path, *owner)?;
-                if removal == Removal::Done {
+                let may_remove = may_replace("startup lock", path, *owner);
+                if let Err(failure) = may_remove {
+                    // A start goes on without: it keeps original scripts away,
+                    // and a stale one does so as little as none.
+                    report.note(failure.to_string());
+                } else if removal == Removal::Done {
                     scene.remove_stale_lock(&scene.lock_verdict(true)?, report)?;
                 } else {
                     report.stale("startup lock", path, &stale_reason(reason), removal);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::birth::settle_signals;
 use crate::detach::Relay;
 use crate::failure::Failure;
 use crate::outcome::Outcome;
@@ -39,6 +40,7 @@ pub fn run(
         (_, true) => Format::Quiet,
         _ => Format::Text,
     };
+    settle_signals();
     let mut report = Report::new(program, env!("CARGO_PKG_VERSION"), format);
     let called = env::args_os()
         .next()

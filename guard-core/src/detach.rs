@@ -116,7 +116,10 @@ fn is_inside(family: &Family) -> io::Result<bool> {
     if env::var_os(MARK_VARIABLE).is_some() {
         return Ok(true);
     }
-    let table = ProcessTable::open()?;
+    // Without a usable /proc nobody is stopped either, and the verb says why.
+    let Ok(table) = ProcessTable::open() else {
+        return Ok(false);
+    };
     for ancestor in table.ancestors(Pid::own())? {
         let line = match table.command_line(ancestor) {
             Ok(line) => line.unwrap_or_default(),

@@ -11,6 +11,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
+use rustix::fs::{Mode, OFlags};
+
 /// Why an env file could not be used. Values are never shown: they are keys.
 #[derive(Debug)]
 pub enum EnvFileError {
@@ -39,9 +41,13 @@ impl fmt::Display for EnvFileError {
 /// # Errors
 /// When the file cannot be read, or a line is not `NAME=value`.
 pub fn read(path: &Path) -> Result<Vec<(OsString, OsString)>, EnvFileError> {
-    let file = File::open(path).map_err(EnvFileError::Io)?;
-    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        return Err(EnvFileError::Io(io::ErrorKind::IsADirectory.into()));
+    // Without waiting for somebody to write into a named pipe.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
+        .map_err(|errno| EnvFileError::Io(errno.into()))?;
+    let file = File::from(file);
+    if !file.metadata().map_err(EnvFileError::Io)?.is_file() {
+        return Err(EnvFileError::Io(io::Error::other("it is no plain file")));
     }
     parse(file)
 }
@@ -86,6 +92,9 @@ fn at(line: &Rc<Cell<usize>>, reason: &'static str) -> EnvFileError {
     }
 }
 
+/// What editors on Windows write before the first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Hands out one line a read, so that the parser, which buffers what it reads
 /// and does not count, is never ahead of the line it complains about.
 struct LineByLine<R> {
@@ -102,6 +111,9 @@ impl<R: Read> Read for LineByLine<R> {
             self.handed = 0;
             if self.source.read_until(b'\n', &mut self.pending)? == 0 {
                 return Ok(0);
+            }
+            if self.line.get() == 0 && self.pending.starts_with(BYTE_ORDER_MARK) {
+                self.handed = BYTE_ORDER_MARK.len();
             }
             self.line.set(self.line.get() + 1);
         }

@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use anstream::adapter::StripBytes;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -152,14 +153,29 @@ impl AgentLog {
         file.seek(SeekFrom::Start(from))?;
         let mut written = Vec::new();
         file.take(ENOUGH).read_to_end(&mut written)?;
-        let text = String::from_utf8_lossy(&written).into_owned();
+        let plain: Vec<u8> = StripBytes::new()
+            .strip_next(&written)
+            .flatten()
+            .copied()
+            .collect();
+        let text = String::from_utf8_lossy(&plain);
         let lines: Vec<&str> = text.lines().collect();
         let skipped = lines.len().saturating_sub(count);
-        Ok(lines[skipped..]
-            .iter()
-            .map(|line| (*line).to_owned())
-            .collect())
+        Ok(lines[skipped..].iter().map(|line| harmless(line)).collect())
     }
+}
+
+/// What an agent writes must not steer the terminal that shows it.
+fn harmless(line: &str) -> String {
+    let mut harmless = String::with_capacity(line.len());
+    for character in line.chars() {
+        if character.is_control() && character != '\t' {
+            harmless.extend(character.escape_default());
+        } else {
+            harmless.push(character);
+        }
+    }
+    harmless
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {

@@ -325,6 +325,21 @@ impl ProcessTable {
         Ok(false)
     }
 
+    /// The file (device and inode) behind a descriptor of the process; `None` if
+    /// it is not open.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for another user's process.
+    pub fn open_file(&self, pid: Pid, descriptor: i32) -> io::Result<Option<(u64, u64)>> {
+        let mut path = PathBuffer::new();
+        let path = path.of(pid, &format!("fd/{descriptor}"));
+        match rustix::fs::statat(&self.root, path, rustix::fs::AtFlags::empty()) {
+            Ok(stat) => Ok(Some((stat.st_dev, stat.st_ino))),
+            Err(errno) if is_gone(&errno.into()) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// The caller's ancestors, nearest first.
     ///
     /// # Errors
@@ -365,8 +380,9 @@ impl ProcessTable {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::io::retry_on_intr(|| openat(&self.root, path, flags, Mode::empty()))?;
         buffer.clear();
-        // `maps` comes a page at a time. Of the others, a read that leaves room
-        // has reached the end: no second read to see it.
+        // A read that leaves room and brings a whole entry has reached the end:
+        // no second read to see it. `maps` comes a page at a time, and the others
+        // end short if the kernel cannot get at the next page just then.
         let in_pieces = name == "maps";
         loop {
             if buffer.capacity() - buffer.len() < 1024 {
@@ -376,7 +392,8 @@ impl ProcessTable {
             let count = rustix::io::retry_on_intr(|| {
                 rustix::io::read(&file, rustix::buffer::spare_capacity(buffer))
             })?;
-            if count == 0 || (count < room && !in_pieces) {
+            let whole = matches!(buffer.last(), Some(b'\0' | b'\n'));
+            if count == 0 || (count < room && whole && !in_pieces) {
                 return Ok(());
             }
         }
@@ -422,7 +439,7 @@ impl PathBuffer {
     fn of(&mut self, pid: Pid, name: &str) -> &CStr {
         use std::io::Write as _;
         let mut rest = &mut self.0[..];
-        // 10 digits, a slash and at most 8 letters fit: this cannot fail.
+        // 10 digits, a slash and at most `fd/` with 11 digits fit.
         let _ = write!(rest, "{pid}/{name}\0");
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use anstream::adapter::StripBytes;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use regex_lite::Regex;
+use regex_lite::{Regex, RegexBuilder};
 
 use crate::log_file::AgentLog;
 
@@ -16,13 +16,24 @@ const REACH: usize = 4096;
 /// Looks for the readiness line in output that comes in pieces.
 ///
 /// Agents colour their output and wrap it at 80 columns, so ANSI codes are
-/// taken out and every run of white space, line ends too, is one space.
+/// taken out, and the pattern may match a line as it stands or the text in
+/// which every run of white space, line ends too, is one space.
 #[derive(Debug)]
 pub struct ReadinessLine {
     pattern: Regex,
     colours: StripBytes,
-    /// Bytes that the last piece left behind: the end of the text so far.
-    text: Vec<u8>,
+    /// The end of the output so far, without colours.
+    lines: Vec<u8>,
+    /// The same, joined.
+    joined: Vec<u8>,
+}
+
+/// Compiles a readiness pattern, in which `^` and `$` mean a line's ends.
+///
+/// # Errors
+/// When it is no regular expression.
+pub fn compile(pattern: &str) -> Result<Regex, regex_lite::Error> {
+    RegexBuilder::new(pattern).multi_line(true).build()
 }
 
 impl ReadinessLine {
@@ -32,29 +43,32 @@ impl ReadinessLine {
         Self {
             pattern,
             colours: StripBytes::new(),
-            text: Vec::new(),
+            lines: Vec::new(),
+            joined: Vec::new(),
         }
     }
 
     /// Takes the next piece of output; `true` as soon as the line is there.
     pub fn feed(&mut self, piece: &[u8]) -> bool {
-        let mut after_space = self.text.last() == Some(&b' ');
         for plain in self.colours.strip_next(piece) {
+            self.lines
+                .extend(plain.iter().filter(|&&byte| byte != b'\r'));
             for &byte in plain {
-                if byte.is_ascii_whitespace() {
-                    if !after_space {
-                        self.text.push(b' ');
-                    }
-                    after_space = true;
-                } else {
-                    self.text.push(byte);
-                    after_space = false;
+                if !byte.is_ascii_whitespace() {
+                    self.joined.push(byte);
+                } else if self.joined.last() != Some(&b' ') {
+                    self.joined.push(b' ');
                 }
             }
         }
-        let found = self.pattern.is_match(&String::from_utf8_lossy(&self.text));
-        let surplus = self.text.len().saturating_sub(REACH);
-        self.text.drain(..surplus);
+        let found = self
+            .pattern
+            .is_match(&String::from_utf8_lossy(&self.joined))
+            || self.pattern.is_match(&String::from_utf8_lossy(&self.lines));
+        for text in [&mut self.lines, &mut self.joined] {
+            let surplus = text.len().saturating_sub(REACH);
+            text.drain(..surplus);
+        }
         found
     }
 }
@@ -130,8 +144,12 @@ mod tests {
     use super::*;
 
     fn is_found(pieces: &[&str]) -> bool {
-        let mut line = ReadinessLine::new(Regex::new("registered worker").unwrap());
+        let mut line = ReadinessLine::new(compile("registered worker").unwrap());
         pieces.iter().any(|piece| line.feed(piece.as_bytes()))
+    }
+
+    fn is_match(pattern: &str, text: &str) -> bool {
+        ReadinessLine::new(compile(pattern).unwrap()).feed(text.as_bytes())
     }
 
     #[test]
@@ -148,6 +166,8 @@ mod tests {
         assert!(is_found(&[
             "06:24:44 INFO   livekit.agents     registered\n          worker\n"
         ]));
+        assert!(is_match("^registered$", "starting\r\nregistered\r\n"));
+        assert!(!is_match("^registered$", "not registered\n"));
         assert!(is_found(&["noise\nregis", "tered wor", "ker"]));
         assert!(is_found(&["\x1b[3", "2mregistered\x1b", "[0m worker"]));
         assert!(is_found(&[

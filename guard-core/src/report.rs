@@ -143,29 +143,17 @@ impl Report {
 
     /// An agent runs; `tracked` is the process that the PID file names.
     pub fn agents(&mut self, agents: &[Agent], tracked: Option<Pid>) {
-        let ages = Ages::of(agents.iter().map(|agent| agent.identity.pid));
-        for agent in agents {
-            let pid = agent.identity.pid;
-            let is_tracked = tracked.is_some_and(|tracked| {
-                tracked == pid || agent.wrapper.as_ref().is_some_and(|w| w.pid == tracked)
-            });
-            let facts = AgentFacts {
-                pid: pid.get(),
-                mode: agent.command.mode.to_string_lossy().into_owned(),
-                script: agent.command.script.to_string_lossy().into_owned(),
-                user: user_name(agent.uid),
-                uid: agent.uid,
-                age_seconds: ages.get(pid).map(|age| age.as_secs()),
-                wrapper: agent.wrapper.as_ref().map(|wrapper| WrapperFacts {
-                    pid: wrapper.pid.get(),
-                    command: wrapper.command.clone(),
-                }),
-                tracked: is_tracked,
-                container: agent.contained,
-            };
-            self.say(Tone::Plain, &format!("  agent {}", describe(&facts)));
-            self.facts.agents.push(facts);
+        let facts = facts_of(agents, tracked);
+        for agent in &facts {
+            self.say(Tone::Plain, &format!("  agent {}", describe(agent)));
         }
+        self.facts.agents = facts;
+    }
+
+    /// Who runs at the end, for those who read the JSON object: the sentences
+    /// have said it. Whoever was there before is among the stopped.
+    pub fn now_running(&mut self, agents: &[Agent], tracked: Pid) {
+        self.facts.agents = facts_of(agents, Some(tracked));
     }
 
     /// Workers that outlived their agent.
@@ -254,8 +242,12 @@ impl Report {
     }
 
     /// check: a start is in progress.
-    pub fn starting(&mut self, starter: Starter) {
-        let message = format!("ERROR: startup in progress, by {}", starter_name(starter));
+    pub fn starting(&mut self, starter: Starter, lock: &Path) {
+        let message = format!(
+            "ERROR: startup in progress, by {}: see {}, which counts for 30 s",
+            starter_name(starter),
+            lock.display()
+        );
         self.headline(Tone::Error, message);
         self.advise("wait for it to end, then try again".to_owned());
     }
@@ -323,9 +315,11 @@ impl Report {
     pub fn refused(&mut self, reason: &Refusal<'_>) {
         let why = match reason {
             Refusal::Running => "an agent is running".to_owned(),
-            Refusal::Starting(starter) => {
-                format!("startup in progress, by {}", starter_name(*starter))
-            }
+            Refusal::Starting(starter, lock) => format!(
+                "startup in progress, by {}: see {}, which counts for 30 s",
+                starter_name(*starter),
+                lock.display()
+            ),
             Refusal::Busy(holder) => format!("{} is at work", holder_name(*holder)),
             Refusal::Orphans => "workers of a dead agent still answer calls".to_owned(),
             Refusal::CannotTell => "cannot tell whether an agent is running".to_owned(),
@@ -339,7 +333,7 @@ impl Report {
         );
         match reason {
             Refusal::Running | Refusal::Orphans => self.advise_program("stop-voice-agent-safe"),
-            Refusal::Starting(_) | Refusal::Busy(_) => {
+            Refusal::Starting(..) | Refusal::Busy(_) => {
                 self.advise("wait for it to end, then try again".to_owned());
             }
             Refusal::CannotTell | Refusal::Rival => {}
@@ -618,8 +612,8 @@ pub enum Removal {
 pub enum Refusal<'a> {
     /// An agent runs.
     Running,
-    /// Another start is in progress.
-    Starting(Starter),
+    /// Another start is in progress, as this startup lock says.
+    Starting(Starter, &'a Path),
     /// The guard is held.
     Busy(Option<(Pid, Option<&'a str>)>),
     /// Orphan workers that these programs did not start.
@@ -666,6 +660,31 @@ fn name(relative: &Relative) -> String {
     };
     let pid = relative.identity.pid;
     format!("{kind} PID {pid} ({})", relative.command)
+}
+
+fn facts_of(agents: &[Agent], tracked: Option<Pid>) -> Vec<AgentFacts> {
+    let ages = Ages::of(agents.iter().map(|agent| agent.identity.pid));
+    let facts = |agent: &Agent| {
+        let pid = agent.identity.pid;
+        let wrapper = agent.wrapper.as_ref();
+        AgentFacts {
+            pid: pid.get(),
+            mode: agent.command.mode.to_string_lossy().into_owned(),
+            script: agent.command.script.to_string_lossy().into_owned(),
+            user: user_name(agent.uid),
+            uid: agent.uid,
+            age_seconds: ages.get(pid).map(|age| age.as_secs()),
+            wrapper: wrapper.map(|wrapper| WrapperFacts {
+                pid: wrapper.pid.get(),
+                command: wrapper.command.clone(),
+            }),
+            tracked: tracked.is_some_and(|tracked| {
+                tracked == pid || wrapper.is_some_and(|wrapper| wrapper.pid == tracked)
+            }),
+            container: agent.contained,
+        }
+    };
+    agents.iter().map(facts).collect()
 }
 
 fn describe(agent: &AgentFacts) -> String {

@@ -182,7 +182,11 @@ impl<'a> Scene<'a> {
                 Err(error) => return Err(proc_failure(&error)),
             }
         }
-        Ok(true)
+        // Nobody has it; unless its holder has ended while we looked.
+        Ok(match self.tracking()? {
+            Tracking::Unproven(now) => now.locked && now.id == record.id,
+            _ => false,
+        })
     }
 
     /// The agent behind a proven number, at a cost that does not depend on how

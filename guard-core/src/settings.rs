@@ -14,6 +14,7 @@ use regex_lite::Regex;
 
 use crate::agent::Family;
 use crate::failure::Failure;
+use crate::readiness::compile;
 
 /// What every environment variable of ours begins with.
 pub const PREFIX: &str = "VOICE_GUARD_";
@@ -28,42 +29,53 @@ const MOST_SECONDS: f64 = 3600.0;
 
 /// The options that all programs share. None is ever needed.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Settings (each also by environment: VOICE_GUARD_PROJECT_DIR, …)")]
+#[command(next_help_heading = "Settings")]
 pub struct SettingsOptions {
     /// Project folder [default: the folder of the path the program was called
     /// by, if the agent script is there, else the current folder]
+    /// [env: `VOICE_GUARD_PROJECT_DIR`]
     #[arg(long, value_name = "DIR")]
     pub project_dir: Option<PathBuf>,
     /// Agent script [default: `letta_voice_agent.py`]
+    /// [env: `VOICE_GUARD_AGENT_SCRIPT`]
     #[arg(long, value_name = "FILE")]
     pub agent_script: Option<PathBuf>,
     /// Agent mode, its first argument [default: dev]
+    /// [env: `VOICE_GUARD_AGENT_MODE`]
     #[arg(long, value_name = "MODE")]
     pub agent_mode: Option<OsString>,
     /// Python interpreter, a path [default: .venv or venv of the project folder
     /// or above, `$VIRTUAL_ENV`, `$CONDA_PREFIX`, python3 in PATH]
+    /// [env: `VOICE_GUARD_PYTHON`]
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Env file for the agent [default: .env, if there is one]
+    /// [env: `VOICE_GUARD_ENV_FILE`]
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
     /// PID file [default: `/tmp/letta_voice_agent.pid`]
+    /// [env: `VOICE_GUARD_PID_FILE`]
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
     /// Startup lock file [default: `/tmp/letta_voice_agent.lock`]
+    /// [env: `VOICE_GUARD_LOCK_FILE`]
     #[arg(long, value_name = "FILE")]
     pub lock_file: Option<PathBuf>,
     /// Agent's log [default: `/tmp/voice_agent.log`]
+    /// [env: `VOICE_GUARD_LOG_FILE`]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
     /// Regular expression of the log line that says the agent is ready
     /// [default: registered worker]
+    /// [env: `VOICE_GUARD_READY_PATTERN`]
     #[arg(long, value_name = "REGEX")]
     pub ready_pattern: Option<OsString>,
     /// Seconds to wait for the readiness line [default: 3]
+    /// [env: `VOICE_GUARD_VERIFY_SECONDS`]
     #[arg(long, value_name = "SECONDS")]
     pub verify_seconds: Option<OsString>,
     /// Seconds between TERM and KILL [default: 10]
+    /// [env: `VOICE_GUARD_GRACE_SECONDS`]
     #[arg(long, value_name = "SECONDS")]
     pub grace_seconds: Option<OsString>,
 }
@@ -248,7 +260,7 @@ impl Settings {
         guard_name.push(family.name());
         guard_name.push(".guard");
 
-        Ok(Self {
+        let settings = Self {
             python: path(python),
             env_file,
             pid_file: path(find(&options.pid_file, "PID_FILE")).unwrap_or_else(|| tracking("pid")),
@@ -270,7 +282,35 @@ impl Settings {
             script,
             family,
             mode,
-        })
+        };
+        settings.refuse_double_parts()?;
+        Ok(settings)
+    }
+
+    /// A file cannot be the PID file and the log at once.
+    fn refuse_double_parts(&self) -> Result<(), Failure> {
+        let parts = [
+            ("PID_FILE", &self.pid_file),
+            ("LOCK_FILE", &self.lock_file),
+            ("LOG_FILE", &self.log_file),
+        ];
+        for (at, (name, path)) in parts.iter().enumerate() {
+            if **path == self.guard_file || **path == self.project_dir.join(&self.script) {
+                return Err(Failure::new(format!(
+                    "{PREFIX}{name} is {}, which has another part to play",
+                    path.display()
+                ))
+                .help("name a file of its own, or leave it out"));
+            }
+            if let Some((other, _)) = parts[..at].iter().find(|(_, other)| other == path) {
+                return Err(Failure::new(format!(
+                    "{PREFIX}{other} and {PREFIX}{name} name the same file {}",
+                    path.display()
+                ))
+                .help("name two files, or leave them out"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -318,13 +358,13 @@ fn default_project_dir(called: &Path, script: &Path) -> Result<PathBuf, Failure>
 
 fn ready_pattern(given: Option<Given>) -> Result<Regex, Failure> {
     let Some(given) = given else {
-        return Regex::new(DEFAULT_READY_PATTERN)
+        return compile(DEFAULT_READY_PATTERN)
             .map_err(|error| Failure::new(format!("default pattern: {error}")));
     };
     let Some(pattern) = given.value.to_str() else {
         return Err(given.wrong("it is not UTF-8"));
     };
-    Regex::new(pattern).map_err(|error| given.wrong(&format!("no regular expression: {error}")))
+    compile(pattern).map_err(|error| given.wrong(&format!("no regular expression: {error}")))
 }
 
 fn seconds(given: Option<Given>, default: f64) -> Result<Duration, Failure> {

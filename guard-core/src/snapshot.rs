@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::agent::{
     AgentCommand, Family, Mark, MultiprocessingRole, base_name, is_python, multiprocessing_role,
+    tracker_descriptor,
 };
 use crate::process_table::{Credentials, Identity, Pid, ProcessTable, Stat, split_arguments};
 use crate::sighting::{
@@ -71,6 +72,7 @@ struct Entry {
     name: String,
     command: Option<AgentCommand>,
     role: Option<MultiprocessingRole>,
+    tracker_descriptor: Option<i32>,
     /// `None` also if the environment is private: another user's.
     mark: Option<Mark>,
 }
@@ -242,6 +244,7 @@ impl<'a> Snapshot<'a> {
             name: String::from_utf8_lossy(base_name(argv0)).into_owned(),
             command,
             role,
+            tracker_descriptor: tracker_descriptor(&argv),
             mark,
         }))
     }
@@ -341,7 +344,7 @@ impl<'a> Snapshot<'a> {
             {
                 return Ok(Some(Wrapper {
                     pid: ancestor,
-                    command: String::from_utf8_lossy(base_name(argv[0])).into_owned(),
+                    command: wrapper_name(&argv),
                 }));
             }
         }
@@ -357,7 +360,6 @@ impl<'a> Snapshot<'a> {
             .map(|mark| *mark.birth())
             .collect();
         let mut orphans: BTreeMap<Pid, bool> = BTreeMap::new();
-        let mut groups = BTreeSet::new();
         let mut unseen = Vec::new();
         for (&pid, entry) in &self.entries {
             let dead_birth = entry
@@ -379,7 +381,6 @@ impl<'a> Snapshot<'a> {
             match self.is_old_style_worker(pid, entry) {
                 Ok(true) => {
                     orphans.insert(pid, false);
-                    groups.insert(entry.stat.group);
                 }
                 Ok(false) => {}
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -393,29 +394,8 @@ impl<'a> Snapshot<'a> {
                 self.sighting.unseen.push(Unseen::Worker { pid, uid });
             }
         }
-        // The re-parented rest of such a worker's group.
-        for (&pid, entry) in &self.entries {
-            if groups.contains(&entry.stat.group)
-                && entry.role.is_some()
-                && entry.command.is_none()
-                && self.is_reparented(entry)?
-            {
-                orphans.entry(pid).or_insert(false);
-            }
-        }
-        // And what those have forked, which bears no mark either.
-        for (&pid, entry) in &self.entries {
-            if !groups.is_empty()
-                && entry.python
-                && entry.command.is_none()
-                && !orphans.contains_key(&pid)
-                && self
-                    .ancestors(pid)?
-                    .iter()
-                    .any(|ancestor| orphans.get(ancestor) == Some(&false))
-            {
-                orphans.insert(pid, false);
-            }
+        if orphans.values().any(|marked| !marked) {
+            self.add_born_of_unmarked(&mut orphans)?;
         }
         for (pid, marked) in orphans {
             let Some(entry) = self.entries.get(&pid) else {
@@ -430,6 +410,43 @@ impl<'a> Snapshot<'a> {
                 contained,
                 marked,
             });
+        }
+        Ok(())
+    }
+
+    /// What orphan workers without mark have forked; and their resource trackers,
+    /// which listen on a pipe that the workers hold.
+    fn add_born_of_unmarked(&self, orphans: &mut BTreeMap<Pid, bool>) -> io::Result<()> {
+        for (&pid, entry) in &self.entries {
+            let is_candidate = entry.python && entry.command.is_none();
+            if is_candidate
+                && !orphans.contains_key(&pid)
+                && self
+                    .ancestors(pid)?
+                    .iter()
+                    .any(|ancestor| orphans.get(ancestor) == Some(&false))
+            {
+                orphans.insert(pid, false);
+            }
+        }
+        let workers: Vec<Pid> = orphans.keys().copied().collect();
+        for (&pid, entry) in &self.entries {
+            let Some(descriptor) = entry.tracker_descriptor else {
+                continue;
+            };
+            let Ok(Some((device, inode))) = self.table.open_file(pid, descriptor) else {
+                continue;
+            };
+            let listens = workers.iter().any(|&worker| {
+                worker != pid
+                    && self
+                        .table
+                        .holds_open(worker, device, inode)
+                        .unwrap_or(false)
+            });
+            if listens {
+                orphans.entry(pid).or_insert(false);
+            }
         }
         Ok(())
     }
@@ -623,6 +640,19 @@ fn identity(pid: Pid, entry: &Entry) -> Identity {
         pid,
         start: entry.stat.start,
     }
+}
+
+/// A script's name says more than its interpreter's.
+fn wrapper_name(argv: &[&[u8]]) -> String {
+    let interpreters: [&[u8]; 5] = [b"sh", b"bash", b"dash", b"zsh", b"env"];
+    let program = base_name(argv[0]);
+    let is_interpreter = interpreters.contains(&program) || is_python(program);
+    let script = argv
+        .iter()
+        .skip(1)
+        .find(|argument| !argument.starts_with(b"-"))
+        .filter(|_| is_interpreter);
+    String::from_utf8_lossy(script.map_or(program, |script| base_name(script))).into_owned()
 }
 
 fn none_if_private(error: io::Error) -> io::Result<Option<Vec<u8>>> {

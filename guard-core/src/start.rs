@@ -24,7 +24,7 @@ use crate::process_table::Pid;
 use crate::readiness::LogWatch;
 use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot, cannot_remove, odd, proc_failure};
-use crate::settings::{EnvFile, Settings};
+use crate::settings::{EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
@@ -72,7 +72,7 @@ fn guard_or_refusal(scene: &Scene<'_>, report: &mut Report) -> Result<Option<Hel
             return Ok(Some(guard));
         }
         if let Some(starter) = scene.starter(false)? {
-            report.refused(&Refusal::Starting(starter));
+            report.refused(&Refusal::Starting(starter, scene.startup_lock.path()));
             return Ok(None);
         }
         if !deadline.wait() {
@@ -98,7 +98,7 @@ fn start_under_guard(
     match take_startup_lock(scene, guard, report)? {
         Ok(lock) => vigil.startup_lock = lock,
         Err(starter) => {
-            report.refused(&Refusal::Starting(starter));
+            report.refused(&Refusal::Starting(starter, scene.startup_lock.path()));
             return Ok(Outcome::Refused);
         }
     }
@@ -127,7 +127,14 @@ fn start_under_guard(
         }
         strangers = Strangers::default();
     }
-    bring_up(scene, guard, strangers, vigil, report)
+    bring_up(
+        scene,
+        guard,
+        prepare(scene.settings)?,
+        strangers,
+        vigil,
+        report,
+    )
 }
 
 /// Interruptions are heard from here to the end of a start.
@@ -226,21 +233,21 @@ pub(crate) fn clear_orphans(
     Ok(None)
 }
 
-/// Birth and verification; nobody else's agent is there, and the guard is held.
-///
-/// `strangers` were there before and were not born of this agent.
+/// What a start needs from outside, found before anything is stopped for it.
+#[derive(Debug)]
+pub(crate) struct Preparation {
+    interpreter: Interpreter,
+    environment: Vec<(OsString, OsString)>,
+    mark: Mark,
+    log: AgentLog,
+}
+
+/// Finds the script, the interpreter, the env file and the log; changes nothing
+/// but to make the log if there is none.
 ///
 /// # Errors
-/// When something that an agent needs is missing or cannot be used.
-pub(crate) fn bring_up(
-    scene: &Scene<'_>,
-    _guard: &HeldGuard,
-    strangers: Strangers,
-    vigil: &mut Vigil,
-    report: &mut Report,
-) -> Result<Outcome, Failure> {
-    clear_pid_file(scene, report)?;
-    let settings = scene.settings;
+/// When one of them is missing or cannot be used.
+pub(crate) fn prepare(settings: &Settings) -> Result<Preparation, Failure> {
     let script = settings.project_dir.join(&settings.script);
     if !script.is_file() {
         return Err(
@@ -251,10 +258,41 @@ pub(crate) fn bring_up(
         );
     }
     let interpreter = settings.interpreter()?;
-    report.interpreter(&interpreter);
     let mark = new_mark(settings)?;
-    let environment = environment(settings, &mark)?;
-    let log = prepare_log(settings, report)?;
+    Ok(Preparation {
+        environment: environment(settings, &mark)?,
+        log: open_log(settings)?,
+        interpreter,
+        mark,
+    })
+}
+
+/// Birth and verification; nobody else's agent is there, and the guard is held.
+///
+/// `strangers` were there before and were not born of this agent.
+///
+/// # Errors
+/// When something that an agent needs is missing or cannot be used.
+pub(crate) fn bring_up(
+    scene: &Scene<'_>,
+    _guard: &HeldGuard,
+    preparation: Preparation,
+    strangers: Strangers,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    let Preparation {
+        interpreter,
+        environment,
+        mark,
+        mut log,
+    } = preparation;
+    clear_pid_file(scene, report)?;
+    let settings = scene.settings;
+    report.interpreter(&interpreter);
+    if let Err(error) = log.keep_previous() {
+        report.log_not_kept(log.path(), &error);
+    }
     let watch = LogWatch::of(&log, settings.ready_pattern.clone())
         .map_err(|error| cannot("read the log", log.path(), &error))?;
     let ignored = ignored_signals()
@@ -285,8 +323,9 @@ pub(crate) fn bring_up(
                 interpreter.path.display()
             ))
             .help(format!(
-                "check the interpreter, and that {} can be written",
-                settings.pid_file.display()
+                "check the interpreter, and that {} and {} can be written",
+                settings.pid_file.display(),
+                tracking_file::beside(&settings.pid_file).display()
             )));
         }
     };
@@ -377,19 +416,15 @@ fn environment(settings: &Settings, mark: &Mark) -> Result<Vec<(OsString, OsStri
     Ok(environment.into_iter().collect())
 }
 
-fn prepare_log(settings: &Settings, report: &mut Report) -> Result<AgentLog, Failure> {
+fn open_log(settings: &Settings) -> Result<AgentLog, Failure> {
     let path = &settings.log_file;
-    let mut log = AgentLog::open(path).map_err(|error| match error {
+    AgentLog::open(path).map_err(|error| match error {
         LogError::Odd(oddity) => odd("log", path, oddity),
         LogError::Io(error) => {
             Failure::new(format!("cannot write the log {}: {error}", path.display()))
                 .help("make it writable for you, or set VOICE_GUARD_LOG_FILE")
         }
-    })?;
-    if let Err(error) = log.keep_previous() {
-        report.log_not_kept(path, &error);
-    }
-    Ok(log)
+    })
 }
 
 /// Removes a PID file that names a child of ours that was killed before it was
@@ -464,6 +499,8 @@ impl Start<'_> {
             self.scene.settings.verify,
             self.log.path(),
         );
+        let agent = self.scene.describe(self.pid())?;
+        report.now_running(agent.as_slice(), self.pid());
         Ok(Outcome::Started)
     }
 

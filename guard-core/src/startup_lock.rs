@@ -215,10 +215,11 @@ impl HeldStartupLock {
     }
 
     fn is_still_ours(&self) -> io::Result<bool> {
-        let Opening::Plain(opened) = tracking_file::open(&self.path)? else {
-            return Ok(false);
-        };
-        Ok(opened.id == self.id && NumberFile::read(opened.file)? == NumberFile::Number(self.pid))
+        // Through the descriptor that we have: there may be no other to be had.
+        let mut content = [0; 16];
+        let length = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut content, 0))?;
+        Ok(FileId::of_name(&self.path)? == Some(self.id)
+            && NumberFile::read(&content[..length])? == NumberFile::Number(self.pid))
     }
 }
 

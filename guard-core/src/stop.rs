@@ -89,6 +89,13 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
         }
         Clearing::Interrupted(interruption) => return Ok(Outcome::Interrupted(interruption)),
     };
+    if let Tracking::Unproven(record) = scene.tracking()?
+        && scene.has_unseen_holder(&record)?
+    {
+        report.not_stopped();
+        report.unseen_holder(scene.pid_file.path());
+        return Ok(Outcome::NotStopped);
+    }
     remove_tracking_files(&scene, report)?;
     if ended == 0 {
         report.nothing_to_stop();

@@ -14,8 +14,10 @@ use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot};
 use crate::settings::Settings;
 use crate::sighting::{Agent, KinOf, Strangers};
-use crate::start::{bring_up, clear_orphans, hold_interruptions, take_startup_lock};
-use crate::startup_lock::{STALE_AFTER, Starter};
+use crate::start::{
+    Preparation, bring_up, clear_orphans, hold_interruptions, prepare, take_startup_lock,
+};
+use crate::startup_lock::{LockVerdict, STALE_AFTER, Starter};
 use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
@@ -54,16 +56,17 @@ pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome,
                     report.refused(&Refusal::CannotTell);
                     return Ok(Outcome::Refused);
                 }
-                raise(scene, guard, vigil, report)
+                raise(scene, guard, prepare(settings)?, vigil, report)
             }
             agents => {
+                let preparation = prepare(settings)?;
                 let mut strangers = Strangers::default();
                 report.replacing(agents, &scene.mode());
                 report.agents(agents, tracked);
                 if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
                     return Ok(outcome);
                 }
-                Ok(match raise(scene, guard, vigil, report)? {
+                Ok(match raise(scene, guard, preparation, vigil, report)? {
                     Outcome::Started => Outcome::Replaced,
                     other => other,
                 })
@@ -82,6 +85,8 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
     }
     with_guard(settings, report, |scene, guard, vigil, report| {
         report.agent_only();
+        // A restart that could not start would be a stop.
+        let preparation = prepare(settings)?;
         // Taken before the stop: originals see a start in progress throughout.
         if let Some(outcome) = lock_or_refusal(scene, guard, vigil, report)? {
             return Ok(outcome);
@@ -92,7 +97,7 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
         if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
             return Ok(outcome);
         }
-        let outcome = bring_up(scene, guard, strangers, vigil, report)?;
+        let outcome = bring_up(scene, guard, preparation, strangers, vigil, report)?;
         if outcome != Outcome::Started {
             return Ok(outcome);
         }
@@ -175,7 +180,7 @@ fn lock_or_refusal(
             Err(starter) => starter,
         };
         let Some(pause) = deadline.next_pause() else {
-            report.refused(&Refusal::Starting(starter));
+            report.refused(&Refusal::Starting(starter, scene.startup_lock.path()));
             return Ok(Some(Outcome::Refused));
         };
         if let Some(outcome) = pause_or_interruption(vigil, pause, report)? {
@@ -214,6 +219,7 @@ fn clear(
 fn raise(
     scene: &Scene<'_>,
     guard: &HeldGuard,
+    preparation: Preparation,
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
@@ -225,7 +231,7 @@ fn raise(
     let mut strangers = Strangers::default();
     let sighting = scene.look_at_strangers(&mut strangers)?;
     match sighting.agents.as_slice() {
-        [] => bring_up(scene, guard, strangers, vigil, report),
+        [] => bring_up(scene, guard, preparation, strangers, vigil, report),
         [agent] if agent.command.mode == scene.settings.mode => {
             keep(scene, agent, tracked, vigil, report)
         }
@@ -262,6 +268,11 @@ fn keep(
             .map_err(|error| cannot("write the PID file", path, &error))?;
         true
     };
+    // Left by a starter that was killed while its agent came up.
+    let verdict = scene.lock_verdict(true)?;
+    if matches!(verdict, LockVerdict::Stale { .. }) {
+        let _ = scene.remove_stale_lock(&verdict, report);
+    }
     report.kept(agent, adopted);
     report.agents(std::slice::from_ref(agent), Some(agent.identity.pid));
     Ok(Outcome::Kept)
