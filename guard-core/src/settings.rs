@@ -30,52 +30,56 @@ const MOST_SECONDS: f64 = 3600.0;
 /// The options that all programs share. None is ever needed.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Settings")]
+#[expect(
+    clippy::doc_markdown,
+    reason = "the help text shows them, where backticks are noise"
+)]
 pub struct SettingsOptions {
     /// Project folder [default: the folder of the path the program was called
     /// by, if the agent script is there, else the current folder]
-    /// [env: `VOICE_GUARD_PROJECT_DIR`]
+    /// [env: VOICE_GUARD_PROJECT_DIR]
     #[arg(long, value_name = "DIR")]
     pub project_dir: Option<PathBuf>,
-    /// Agent script [default: `letta_voice_agent.py`]
-    /// [env: `VOICE_GUARD_AGENT_SCRIPT`]
+    /// Agent script [default: letta_voice_agent.py]
+    /// [env: VOICE_GUARD_AGENT_SCRIPT]
     #[arg(long, value_name = "FILE")]
     pub agent_script: Option<PathBuf>,
     /// Agent mode, its first argument [default: dev]
-    /// [env: `VOICE_GUARD_AGENT_MODE`]
+    /// [env: VOICE_GUARD_AGENT_MODE]
     #[arg(long, value_name = "MODE")]
     pub agent_mode: Option<OsString>,
     /// Python interpreter, a path [default: .venv or venv of the project folder
-    /// or above, `$VIRTUAL_ENV`, `$CONDA_PREFIX`, python3 in PATH]
-    /// [env: `VOICE_GUARD_PYTHON`]
+    /// or above, $VIRTUAL_ENV, $CONDA_PREFIX, python3 in PATH]
+    /// [env: VOICE_GUARD_PYTHON]
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Env file for the agent [default: .env, if there is one]
-    /// [env: `VOICE_GUARD_ENV_FILE`]
+    /// [env: VOICE_GUARD_ENV_FILE]
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
-    /// PID file [default: `/tmp/letta_voice_agent.pid`]
-    /// [env: `VOICE_GUARD_PID_FILE`]
+    /// PID file [default: /tmp/letta_voice_agent.pid]
+    /// [env: VOICE_GUARD_PID_FILE]
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Startup lock file [default: `/tmp/letta_voice_agent.lock`]
-    /// [env: `VOICE_GUARD_LOCK_FILE`]
+    /// Startup lock file [default: /tmp/letta_voice_agent.lock]
+    /// [env: VOICE_GUARD_LOCK_FILE]
     #[arg(long, value_name = "FILE")]
     pub lock_file: Option<PathBuf>,
-    /// Agent's log [default: `/tmp/voice_agent.log`]
-    /// [env: `VOICE_GUARD_LOG_FILE`]
+    /// Agent's log [default: /tmp/voice_agent.log]
+    /// [env: VOICE_GUARD_LOG_FILE]
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
     /// Regular expression of the log line that says the agent is ready
     /// [default: registered worker]
-    /// [env: `VOICE_GUARD_READY_PATTERN`]
+    /// [env: VOICE_GUARD_READY_PATTERN]
     #[arg(long, value_name = "REGEX")]
     pub ready_pattern: Option<OsString>,
     /// Seconds to wait for the readiness line [default: 3]
-    /// [env: `VOICE_GUARD_VERIFY_SECONDS`]
+    /// [env: VOICE_GUARD_VERIFY_SECONDS]
     #[arg(long, value_name = "SECONDS")]
     pub verify_seconds: Option<OsString>,
     /// Seconds between TERM and KILL [default: 10]
-    /// [env: `VOICE_GUARD_GRACE_SECONDS`]
+    /// [env: VOICE_GUARD_GRACE_SECONDS]
     #[arg(long, value_name = "SECONDS")]
     pub grace_seconds: Option<OsString>,
 }
