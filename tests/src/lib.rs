@@ -19,6 +19,7 @@
 mod barrier;
 mod processes;
 mod program;
+pub mod surroundings;
 mod wait;
 mod world;
 
