@@ -162,6 +162,16 @@ impl Stranger {
         self.child.stdout.as_mut().expect("a piped stdout")
     }
 
+    /// The same, for good: to read it while the process is watched.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a piped stdout")
+    }
+
+    /// Waits for its own end.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("wait for a stranger")
+    }
+
     /// Fails if it was ended.
     #[track_caller]
     pub fn assert_lives(&mut self) {
