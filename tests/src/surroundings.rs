@@ -229,6 +229,11 @@ impl OtherUser {
         self.uid
     }
 
+    /// An interpreter that he may run.
+    pub fn interpreter(self) -> PathBuf {
+        self.python().expect("looked for it before")
+    }
+
     /// Makes him the one who runs the command.
     pub fn runs(self, command: &mut Command) -> &mut Command {
         command.uid(self.uid).gid(self.uid)
@@ -242,8 +247,7 @@ impl OtherUser {
 
     /// Lets him see the world, which stays its maker's.
     pub fn may_use(self, world: &mut World) {
-        let interpreter = self.python().expect("looked for it before");
-        world.set("VOICE_GUARD_PYTHON", interpreter);
+        world.set("VOICE_GUARD_PYTHON", self.interpreter());
         let readable = fs::Permissions::from_mode(0o755);
         fs::set_permissions(world.path(""), readable.clone()).expect("open the world");
         for program in Program::ALL {
