@@ -401,7 +401,8 @@ impl Room {
             .arg("--")
             .arg(test)
             .args(["--exact", name, "--nocapture"]);
-        command.env(INSIDE, name);
+        // The folder it was started in may be covered in there.
+        command.env(INSIDE, name).current_dir("/");
         match self.scratch {
             Some(folder) => command.env("TMPDIR", folder),
             None => command.env_remove("TMPDIR"),
@@ -508,6 +509,22 @@ pub fn after(world: &World, line: &str, program: Program) -> Command {
     let mut command = world.shell(&format!("{line}\nexec \"$0\" \"$@\""));
     command.arg(world.link(program));
     command
+}
+
+/// Moves the world's tracking files into a folder in which, as in `/tmp`,
+/// everybody may write and only owners remove.
+pub fn move_files_into_sticky_folder(world: &mut World) -> PathBuf {
+    let folder = world.path("sticky");
+    fs::create_dir(&folder).expect("a sticky folder");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).expect("make it sticky");
+    for (name, file) in [
+        ("PID", "agent.pid"),
+        ("LOCK", "agent.lock"),
+        ("LOG", "agent.log"),
+    ] {
+        world.set(format!("VOICE_GUARD_{name}_FILE"), folder.join(file));
+    }
+    folder
 }
 
 /// A path with a name that is no UTF-8.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use scenarios::surroundings::{
-    NO_ARGUMENTS, OtherUser, assert_names, odd_name, outcome, pids, report, run, verdict,
+    NO_ARGUMENTS, OtherUser, Room, assert_names, odd_name, outcome, pids, report, run, verdict,
 };
 use scenarios::{Program, World, process, python, text};
 
@@ -548,39 +548,41 @@ fn environment_variables_that_name_no_interpreter_are_passed_over() {
 
 #[test]
 fn virtual_environment_of_somebody_else_is_not_used() {
-    let Some(user) = OtherUser::nobody("a virtual environment of another user") else {
-        return;
-    };
-    let mut world = World::new();
-    world.unset("VOICE_GUARD_PYTHON");
-    let found_in_path = virtual_environment(&world.path("in-path"));
-    let path = format!(
-        "{}:/usr/bin:/bin",
-        found_in_path.parent().unwrap().display()
-    );
-    world.set("PATH", path);
-    let trap = world.project().join(".venv");
-    virtual_environment(&trap);
-    // Whoever owns any folder on the way can exchange what is below it.
-    for folder in [trap.clone(), trap.join("bin")] {
-        chown(&folder, Some(user.uid()), None).unwrap();
-        assert_interpreter(&world, &found_in_path);
-        chown(&folder, Some(0), None).unwrap();
-    }
-    assert_interpreter(&world, &trap.join("bin/python3"));
-    // A folder of root's, for another user, is as good as his own.
-    user.moves_into(&mut world);
-    world.unset("VOICE_GUARD_PYTHON");
-    let interpreter = trap.join("bin/python3");
-    fs::remove_file(&interpreter).unwrap();
-    symlink(user.interpreter(), &interpreter).unwrap();
-    chown(&trap, Some(0), None).unwrap();
-    let mut start = world.program(Program::Start);
-    user.runs(&mut start);
-    let output = run(&world, start);
-    assert_eq!(verdict(&output), 0, "{}", text(&output));
-    assert_eq!(Path::new(&argv(&world)[0]), interpreter);
-    stop(&world);
+    Room::new().enter("virtual_environment_of_somebody_else_is_not_used", || {
+        let Some(user) = OtherUser::nobody("a virtual environment of another user") else {
+            return;
+        };
+        let mut world = World::new();
+        world.unset("VOICE_GUARD_PYTHON");
+        let found_in_path = virtual_environment(&world.path("in-path"));
+        let path = format!(
+            "{}:/usr/bin:/bin",
+            found_in_path.parent().unwrap().display()
+        );
+        world.set("PATH", path);
+        let trap = world.project().join(".venv");
+        virtual_environment(&trap);
+        // Whoever owns any folder on the way can exchange what is below it.
+        for folder in [trap.clone(), trap.join("bin")] {
+            chown(&folder, Some(user.uid()), None).unwrap();
+            assert_interpreter(&world, &found_in_path);
+            chown(&folder, Some(0), None).unwrap();
+        }
+        assert_interpreter(&world, &trap.join("bin/python3"));
+        // A folder of root's, for another user, is as good as his own.
+        user.moves_into(&mut world);
+        world.unset("VOICE_GUARD_PYTHON");
+        let interpreter = trap.join("bin/python3");
+        fs::remove_file(&interpreter).unwrap();
+        symlink(user.interpreter(), &interpreter).unwrap();
+        chown(&trap, Some(0), None).unwrap();
+        let mut start = world.program(Program::Start);
+        user.runs(&mut start);
+        let output = run(&world, start);
+        assert_eq!(verdict(&output), 0, "{}", text(&output));
+        assert_eq!(Path::new(&argv(&world)[0]), interpreter);
+        stop(&world);
+    });
 }
 
 #[test]
@@ -632,7 +634,7 @@ DOUBLE=\"double 'quoted'\" # a comment
 HASH=a#b
 EMPTY=
 EQUALS=a=b=c==
-LAST=no newline at the end";
+LAST=no-newline-at-the-end";
     fs::write(world.project().join(".env"), content).unwrap();
     world.expect(Program::Start, 0);
     for (name, value) in [
@@ -645,7 +647,7 @@ LAST=no newline at the end";
         ("HASH", "a#b"),
         ("EMPTY", ""),
         ("EQUALS", "a=b=c=="),
-        ("LAST", "no newline at the end"),
+        ("LAST", "no-newline-at-the-end"),
     ] {
         assert_eq!(variable(&world, name).as_deref(), Some(value), "{name}");
     }
@@ -763,20 +765,22 @@ fn configured_env_file_that_is_missing_is_explained() {
 
 #[test]
 fn env_file_that_may_not_be_read_is_named() {
-    let Some(user) = OtherUser::nobody("an env file of root's before another user") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    let env_file = world.project().join(".env");
-    fs::write(&env_file, "KEY=sesame\n").unwrap();
-    fs::set_permissions(&env_file, fs::Permissions::from_mode(0o600)).unwrap();
-    let mut start = world.program(Program::Start);
-    user.runs(&mut start);
-    let output = run(&world, start);
-    assert_eq!(verdict(&output), 1, "{}", text(&output));
-    assert_names(&text(&output), &env_file);
-    world.assert_nothing_left();
+    Room::new().enter("env_file_that_may_not_be_read_is_named", || {
+        let Some(user) = OtherUser::nobody("an env file of root's before another user") else {
+            return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        let env_file = world.project().join(".env");
+        fs::write(&env_file, "KEY=sesame\n").unwrap();
+        fs::set_permissions(&env_file, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut start = world.program(Program::Start);
+        user.runs(&mut start);
+        let output = run(&world, start);
+        assert_eq!(verdict(&output), 1, "{}", text(&output));
+        assert_names(&text(&output), &env_file);
+        world.assert_nothing_left();
+    });
 }
 
 #[test]

@@ -178,9 +178,7 @@ fn agent_that_cannot_be_understood_by_python() {
 #[test]
 fn agent_that_leaves_children_when_it_dies_in_the_start() {
     let mut world = World::new();
-    let children = world.path("children");
     world.set("TEST_AGENT_CHILDREN", "spawn,setsid,deaf");
-    world.set("TEST_AGENT_CHILDREN_LOG", &children);
     world.set("TEST_AGENT_DIE_AFTER", "0");
     let (code, said) = outcome(&world, Program::Start, NO_ARGUMENTS);
     assert_eq!(code, 1, "{said}");

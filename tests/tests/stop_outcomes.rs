@@ -12,9 +12,7 @@ const EVERY_KIND: &str = "fork,deaf,setsid,grandchild,spawn,forkserver,system,in
 
 fn world_with_children(kinds: &str) -> World {
     let mut world = World::new();
-    let children = world.path("children");
     world.set("TEST_AGENT_CHILDREN", kinds);
-    world.set("TEST_AGENT_CHILDREN_LOG", &children);
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.set("VOICE_GUARD_VERIFY_SECONDS", "30");
     world

@@ -12,8 +12,8 @@ use std::process::Command;
 
 use nix::sys::stat::Mode;
 use scenarios::surroundings::{
-    NO_ARGUMENTS, OtherUser, Room, Stranger, after, assert_names, exit_code, outcome, pids, report,
-    run, verdict,
+    NO_ARGUMENTS, OtherUser, Room, Stranger, after, assert_names, exit_code,
+    move_files_into_sticky_folder, outcome, pids, report, run, verdict,
 };
 use scenarios::{Program, World, is_alive, left_out, process, python, text, until};
 
@@ -93,25 +93,35 @@ fn few_descriptors_do_not_hide_a_running_agent() {
 
 #[test]
 fn no_process_more() {
-    let Some(user) = OtherUser::without_processes("a limit on processes") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    for program in [Program::Start, Program::System, Program::Restart] {
-        let mut command = after(&world, "ulimit -u 1", program);
-        user.runs(&mut command);
-        let output = run(&world, command);
-        assert_eq!(verdict(&output), 1, "{}: {}", program.name(), text(&output));
-        assert!(world.agents().is_empty(), "{}", program.name());
-        world.assert_nothing_left();
-    }
-    for program in [Program::Check, Program::Stop] {
-        let mut command = after(&world, "ulimit -u 1", program);
-        user.runs(&mut command);
-        let output = run(&world, command);
-        assert_eq!(verdict(&output), 0, "{}: {}", program.name(), text(&output));
-    }
+    Room::new().enter("no_process_more", || {
+        let Some(user) = OtherUser::without_processes("a limit on processes") else {
+            return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        for program in [Program::Start, Program::System, Program::Restart] {
+            // POSIX knows no limit on processes; bash does.
+            let mut command = world.command("bash");
+            command
+                .args(["-c", "ulimit -u 1; exec \"$0\""])
+                .arg(world.link(program));
+            user.runs(&mut command);
+            let output = run(&world, command);
+            assert_eq!(verdict(&output), 1, "{}: {}", program.name(), text(&output));
+            assert!(world.agents().is_empty(), "{}", program.name());
+            world.assert_nothing_left();
+        }
+        for program in [Program::Check, Program::Stop] {
+            // POSIX knows no limit on processes; bash does.
+            let mut command = world.command("bash");
+            command
+                .args(["-c", "ulimit -u 1; exec \"$0\""])
+                .arg(world.link(program));
+            user.runs(&mut command);
+            let output = run(&world, command);
+            assert_eq!(verdict(&output), 0, "{}: {}", program.name(), text(&output));
+        }
+    });
 }
 
 #[test]
@@ -418,20 +428,22 @@ fn log_that_cannot_be_written() {
 
 #[test]
 fn log_that_belongs_to_another_user() {
-    let Some(user) = OtherUser::nobody("a log of root's before another user") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    fs::write(world.log_file(), "root's\n").unwrap();
-    fs::set_permissions(world.log_file(), Permissions::from_mode(0o644)).unwrap();
-    chown(world.log_file(), Some(0), Some(0)).unwrap();
-    let mut command = world.program(Program::Start);
-    user.runs(&mut command);
-    let output = run(&world, command);
-    assert_eq!(verdict(&output), 1, "{}", text(&output));
-    assert_names(&text(&output), &world.log_file());
-    world.assert_nothing_left();
+    Room::new().enter("log_that_belongs_to_another_user", || {
+        let Some(user) = OtherUser::nobody("a log of root's before another user") else {
+            return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        fs::write(world.log_file(), "root's\n").unwrap();
+        fs::set_permissions(world.log_file(), Permissions::from_mode(0o644)).unwrap();
+        chown(world.log_file(), Some(0), Some(0)).unwrap();
+        let mut command = world.program(Program::Start);
+        user.runs(&mut command);
+        let output = run(&world, command);
+        assert_eq!(verdict(&output), 1, "{}", text(&output));
+        assert_names(&text(&output), &world.log_file());
+        world.assert_nothing_left();
+    });
 }
 
 #[test]
@@ -739,132 +751,147 @@ fn caller_that_ignores_dead_children_learns_how_the_agent_died() {
 
 #[test]
 fn narrowest_umask() {
-    let Some(user) = OtherUser::nobody("umask 777, which does not bind root") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    for (program, expected) in [(Program::Start, 0), (Program::Check, 1), (Program::Stop, 0)] {
-        let mut command = after(&world, "umask 777", program);
-        command.env("VOICE_GUARD_VERIFY_SECONDS", "0.5");
-        user.runs(&mut command);
-        let output = run(&world, command);
-        let (code, said) = (verdict(&output), text(&output));
-        assert_tracked_or_none(&world, &said);
-        if code == 1 && program == Program::Start {
-            // A log that cannot be read back may be refused, if it is said.
-            assert_names(&said, &world.log_file());
+    Room::new().enter("narrowest_umask", || {
+        let Some(user) = OtherUser::nobody("umask 777, which does not bind root") else {
             return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        for (program, expected) in [(Program::Start, 0), (Program::Check, 1), (Program::Stop, 0)] {
+            let mut command = after(&world, "umask 777", program);
+            command.env("VOICE_GUARD_VERIFY_SECONDS", "0.5");
+            user.runs(&mut command);
+            let output = run(&world, command);
+            let (code, said) = (verdict(&output), text(&output));
+            assert_tracked_or_none(&world, &said);
+            if code == 1 && program == Program::Start {
+                // A log that cannot be read back may be refused, if it is said.
+                assert_names(&said, &world.log_file());
+                return;
+            }
+            assert_eq!(code, expected, "{}: {said}", program.name());
         }
-        assert_eq!(code, expected, "{}: {said}", program.name());
-    }
-    world.assert_nothing_left();
+        world.assert_nothing_left();
+    });
 }
 
 // ---- Other users.
 
 #[test]
 fn agent_of_another_user_is_named_and_counts_but_is_not_stopped() {
-    let Some(user) = OtherUser::nobody("an agent of root's before another user") else {
-        return;
-    };
-    let mut world = World::new();
-    user.may_use(&mut world);
-    let hand = world.agent_by_hand("dev");
-    let as_user = |program| {
-        let mut command = world.program(program);
-        command.arg("--grace-seconds").arg("0.2");
-        user.runs(&mut command);
-        let output = run(&world, command);
-        (verdict(&output), text(&output))
-    };
-    for program in [
-        Program::Check,
-        Program::Start,
-        Program::Stop,
-        Program::Restart,
-    ] {
-        let (code, said) = as_user(program);
-        assert_eq!(code, 1, "{}: {said}", program.name());
-        assert!(
-            said.contains(&hand.pid().to_string()),
-            "{}: {said}",
-            program.name()
-        );
-        assert!(
-            said.contains("root"),
-            "{} does not say whose: {said}",
-            program.name()
-        );
-        assert_eq!(world.agents(), [hand.pid()], "{}", program.name());
-    }
-    // One agent in the wanted mode runs; whether he may take it into a file of
-    // root's folder is another matter, that it runs is not.
-    let (_, said) = as_user(Program::System);
-    assert!(said.contains(&hand.pid().to_string()), "{said}");
-    assert_eq!(world.agents(), [hand.pid()]);
-    world.expect(Program::Stop, 0);
-    world.assert_nothing_left();
+    Room::new().enter(
+        "agent_of_another_user_is_named_and_counts_but_is_not_stopped",
+        || {
+            let Some(user) = OtherUser::nobody("an agent of root's before another user") else {
+                return;
+            };
+            let mut world = World::new();
+            user.may_use(&mut world);
+            move_files_into_sticky_folder(&mut world);
+            let hand = world.agent_by_hand("dev");
+            let as_user = |program| {
+                let mut command = world.program(program);
+                command.arg("--grace-seconds").arg("0.2");
+                user.runs(&mut command);
+                let output = run(&world, command);
+                (verdict(&output), text(&output))
+            };
+            for program in [
+                Program::Check,
+                Program::Start,
+                Program::Stop,
+                Program::Restart,
+            ] {
+                let (code, said) = as_user(program);
+                assert_eq!(code, 1, "{}: {said}", program.name());
+                assert!(
+                    said.contains(&hand.pid().to_string()),
+                    "{}: {said}",
+                    program.name()
+                );
+                assert!(
+                    said.contains("root"),
+                    "{} does not say whose: {said}",
+                    program.name()
+                );
+                assert_eq!(world.agents(), [hand.pid()], "{}", program.name());
+            }
+            // One agent in the wanted mode runs; whether he may take it into a file of
+            // root's folder is another matter, that it runs is not.
+            let (_, said) = as_user(Program::System);
+            assert!(said.contains(&hand.pid().to_string()), "{said}");
+            assert_eq!(world.agents(), [hand.pid()]);
+            world.expect(Program::Stop, 0);
+            world.assert_nothing_left();
+        },
+    );
 }
 
 #[test]
 fn stopping_names_whom_it_could_not_stop_and_stops_the_others() {
-    let Some(user) = OtherUser::nobody("one agent of one's own, one of root's") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    let as_user = |program| {
-        let mut command = world.program(program);
-        user.runs(&mut command);
-        let output = run(&world, command);
-        (verdict(&output), text(&output))
-    };
-    let (code, said) = as_user(Program::Start);
-    assert_eq!(code, 0, "{said}");
-    let own = world.assert_one_agent();
-    let roots = world.agent_by_hand("dev");
-    let (code, said) = as_user(Program::Stop);
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains(&roots.pid().to_string()), "{said}");
-    assert!(!is_alive(own), "{said}");
-    assert_eq!(world.agents(), [roots.pid()]);
-    let (code, report) = report(&world, Program::Stop);
-    assert_eq!(
-        (code, &*report["outcome"].to_string()),
-        (0, "\"stopped\""),
-        "{report}"
+    Room::new().enter(
+        "stopping_names_whom_it_could_not_stop_and_stops_the_others",
+        || {
+            let Some(user) = OtherUser::nobody("one agent of one's own, one of root's") else {
+                return;
+            };
+            let mut world = World::new();
+            user.moves_into(&mut world);
+            let as_user = |program| {
+                let mut command = world.program(program);
+                user.runs(&mut command);
+                let output = run(&world, command);
+                (verdict(&output), text(&output))
+            };
+            let (code, said) = as_user(Program::Start);
+            assert_eq!(code, 0, "{said}");
+            let own = world.assert_one_agent();
+            let roots = world.agent_by_hand("dev");
+            let (code, said) = as_user(Program::Stop);
+            assert_eq!(code, 1, "{said}");
+            assert!(said.contains(&roots.pid().to_string()), "{said}");
+            assert!(!is_alive(own), "{said}");
+            assert_eq!(world.agents(), [roots.pid()]);
+            let (code, report) = report(&world, Program::Stop);
+            assert_eq!(
+                (code, &*report["outcome"].to_string()),
+                (0, "\"stopped\""),
+                "{report}"
+            );
+            assert_eq!(
+                pids(&report, "stopped"),
+                [u64::from(roots.pid())],
+                "{report}"
+            );
+            world.assert_nothing_left();
+        },
     );
-    assert_eq!(
-        pids(&report, "stopped"),
-        [u64::from(roots.pid())],
-        "{report}"
-    );
-    world.assert_nothing_left();
 }
 
 #[test]
 fn root_starts_as_root_and_stops_what_a_user_started() {
-    let Some(user) = OtherUser::nobody("an agent of another user before root") else {
-        return;
-    };
-    let mut world = World::new();
-    user.moves_into(&mut world);
-    let mut command = world.program(Program::Start);
-    user.runs(&mut command);
-    assert_eq!(verdict(&run(&world, command)), 0);
-    let agent = world.assert_one_agent();
-    let said = world.expect(Program::Check, 1);
-    assert!(said.contains(&agent.to_string()), "{said}");
-    assert!(
-        said.contains("nobody") || said.contains(&user.uid().to_string()),
-        "{said}"
-    );
-    world.expect(Program::Start, 1);
-    world.expect(Program::System, 0);
-    assert_eq!(world.assert_one_agent(), agent);
-    world.expect(Program::Stop, 0);
-    world.assert_nothing_left();
+    Room::new().enter("root_starts_as_root_and_stops_what_a_user_started", || {
+        let Some(user) = OtherUser::nobody("an agent of another user before root") else {
+            return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        let mut command = world.program(Program::Start);
+        user.runs(&mut command);
+        assert_eq!(verdict(&run(&world, command)), 0);
+        let agent = world.assert_one_agent();
+        let said = world.expect(Program::Check, 1);
+        assert!(said.contains(&agent.to_string()), "{said}");
+        assert!(
+            said.contains("nobody") || said.contains(&user.uid().to_string()),
+            "{said}"
+        );
+        world.expect(Program::Start, 1);
+        world.expect(Program::System, 0);
+        assert_eq!(world.assert_one_agent(), agent);
+        world.expect(Program::Stop, 0);
+        world.assert_nothing_left();
+    });
 }
 
 #[test]

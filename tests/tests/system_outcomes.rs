@@ -117,9 +117,7 @@ fn several_are_counted_and_replaced_by_one() {
 #[test]
 fn workers_of_a_dead_agent_are_cleared_beside_a_kept_one() {
     let mut world = World::new();
-    let children = world.path("children");
     world.set("TEST_AGENT_CHILDREN", "spawn,setsid");
-    world.set("TEST_AGENT_CHILDREN_LOG", &children);
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.expect(Program::Start, 0);
     let dead = world.assert_one_agent();
@@ -148,12 +146,10 @@ fn workers_of_a_dead_agent_are_cleared_beside_a_kept_one() {
 #[test]
 fn kept_agents_own_children_are_kept_with_it() {
     let mut world = World::new();
-    let children = world.path("children");
     world.set(
         "TEST_AGENT_CHILDREN",
         "fork,setsid,spawn,forkserver,system,grandchild",
     );
-    world.set("TEST_AGENT_CHILDREN_LOG", &children);
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.expect(Program::Start, 0);
     let agent = world.assert_one_agent();
