@@ -117,7 +117,7 @@ fn several_are_counted_and_replaced_by_one() {
 #[test]
 fn workers_of_a_dead_agent_are_cleared_beside_a_kept_one() {
     let mut world = World::new();
-    world.set("TEST_AGENT_CHILDREN", "spawn,setsid");
+    world.set("TEST_AGENT_CHILDREN", "spawn,fork");
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.expect(Program::Start, 0);
     let dead = world.assert_one_agent();
