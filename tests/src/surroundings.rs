@@ -303,6 +303,7 @@ impl OtherUser {
 #[derive(Debug, Default)]
 pub struct Room {
     tmpfs: Vec<(PathBuf, String)>,
+    kept: Vec<PathBuf>,
     scratch: Option<PathBuf>,
 }
 
@@ -351,6 +352,13 @@ impl Room {
         self
     }
 
+    /// Keeps a folder reachable, should it be where an empty file system is put.
+    #[must_use]
+    pub fn keep(mut self, path: impl Into<PathBuf>) -> Self {
+        self.kept.push(path.into());
+        self
+    }
+
     /// Makes temporary folders, and with them the worlds inside, somewhere
     /// else than in `/tmp`.
     #[must_use]
@@ -387,7 +395,8 @@ impl Room {
             return left_out(name, "this machine gives no PID and mount namespaces");
         }
         let test = std::env::current_exe().expect("the test executable has a path");
-        let mut keep = vec![test.parent().expect("a folder").to_owned()];
+        let mut keep = self.kept;
+        keep.push(test.parent().expect("a folder").to_owned());
         keep.extend(binary(Program::Check).parent().map(Path::to_owned));
         let mut command = Command::new(unshare[0]);
         command
