@@ -16,6 +16,8 @@ if __name__ == "__main__":
         WorkerOptions(
             entrypoint_fnc=entrypoint,
             port=0,  # not 8081: tests run side by side
-            load_threshold=math.inf,  # take the call on a busy machine too
+            # A busy machine is no reason to refuse a call or to give one up.
+            load_threshold=math.inf,
+            initialize_process_timeout=120,
         )
     )

@@ -102,11 +102,12 @@ class Endpoint:
             wanted = request.query.get("calls")
             return wanted is None or len(self.calls) == int(wanted)
 
-        try:
-            async with asyncio.timeout(float(request.query.get("within", 0))), self.changed:
-                await self.changed.wait_for(asked_for)
-        except TimeoutError:
-            pass
+        async with self.changed:
+            try:
+                within = float(request.query.get("within", 0))
+                await asyncio.wait_for(self.changed.wait_for(asked_for), within)
+            except asyncio.TimeoutError:
+                pass  # the answer says how many there are instead
         return web.json_response(
             {
                 "connected": len(self.connected),
