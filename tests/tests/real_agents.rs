@@ -1,6 +1,6 @@
 //! The five programs on the real `livekit-agents` worker.
 //!
-//! How many agents there are is what a LiveKit server sees: the workers that are
+//! How many agents there are is what a `LiveKit` server sees: the workers that are
 //! registered at `tests/real/livekit-endpoint.py`, which stands in for the
 //! server's worker endpoint. What the versions are made of, and why each of them
 //! is here, is in `tests/real/README.md`.
