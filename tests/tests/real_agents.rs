@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
-use scenarios::{Program, World, eventually, is_alive, left_out, text, within};
+use scenarios::{Program, World, eventually, is_alive, left_out, text, until, within};
 use serde_json::Value;
 
 const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/real");
@@ -68,6 +68,8 @@ in_each_version! {
     a_start_beside_orphans_of_an_agent_started_by_hand_makes_no_second_worker
     one_worker_after_a_system_start_over_two_started_by_hand
     one_worker_after_a_system_start_over_orphans
+    a_system_start_keeps_an_agent_started_by_hand_and_clears_orphans_beside_it
+    stop_ends_what_an_agent_typed_into_a_terminal_left_behind
 }
 
 fn one_worker_after_a_start_and_none_after_a_stop(python: &Path) {
@@ -104,28 +106,23 @@ fn a_start_returns_when_the_worker_has_registered(python: &Path) {
     for mode in ["dev", "start"] {
         let mut real = Real::new(python, Calls::None);
         real.world.set("VOICE_GUARD_AGENT_MODE", mode);
-        let (registered, returned, output) = std::thread::scope(|scope| {
+        let (registered, returned, report) = std::thread::scope(|scope| {
             let seen = scope.spawn(|| {
                 real.endpoint.wait_for("registered", 1);
                 Instant::now()
             });
-            let mut start = real.world.program(Program::Start);
-            start.arg("--json");
-            let output = real.world.run_command(start);
+            let report = real.report(Program::Start);
             let returned = Instant::now();
-            (seen.join().expect("the endpoint"), returned, output)
+            (seen.join().expect("the endpoint"), returned, report)
         });
-        let said = text(&output);
-        let report: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("no JSON ({error}):\n{said}"));
-        assert_eq!(report["outcome"], "started", "{said}");
-        assert_eq!(report["registration_confirmed"], true, "{said}");
+        assert_eq!(report["outcome"], "started", "{report}");
+        assert_eq!(report["registration_confirmed"], true, "{report}");
         // The benchmark has the sharp figure; here it is only told apart from
         // a start that did not recognise the line and waits for its window.
         let late = returned.saturating_duration_since(registered);
         assert!(
             late < Duration::from_secs(5),
-            "{mode}: the start returned {late:?} after the registration; it said:\n{said}"
+            "{mode}: the start returned {late:?} after the registration: {report}"
         );
         real.world.expect(Program::Stop, 0);
         real.assert_no_worker();
@@ -251,11 +248,21 @@ fn a_start_beside_orphans_of_an_agent_started_by_hand_makes_no_second_worker(pyt
     // Which version leaves orphans is not what this is about.
     let orphaned = real.endpoint.settled_after_a_death() == 1;
 
+    let report = real.report(Program::Check);
+    let named: Vec<u32> = report["orphan_workers"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|orphan| u32::try_from(orphan["pid"].as_u64().expect("a PID")).expect("a PID"))
+        .collect();
     if orphaned {
-        let said = real.world.expect(Program::Check, 1);
-        assert!(said.contains("orphan"), "{said}");
+        assert_eq!(report["exit_code"], 1, "{report}");
+        assert!(!named.is_empty(), "{report}");
     } else {
-        real.world.expect(Program::Check, 0);
+        assert_eq!(report["exit_code"], 0, "{report}");
+    }
+    for bystander in &script.bystanders {
+        assert!(!named.contains(bystander), "{bystander} in {report}");
     }
     // Refused or cleared first: both keep the promise.
     let output = real.world.run(Program::Start);
@@ -299,6 +306,78 @@ fn one_worker_after_a_system_start_over_orphans(python: &Path) {
     real.world.expect(Program::Stop, 0);
     real.assert_no_worker();
     real.assert_never_two_workers();
+}
+
+fn a_system_start_keeps_an_agent_started_by_hand_and_clears_orphans_beside_it(python: &Path) {
+    let real = Real::new(python, Calls::None);
+    let gone = Script::start(&real, "dev");
+    real.expect_workers(1);
+    real.world.kill(gone.agent);
+    let orphaned = real.endpoint.settled_after_a_death();
+    let kept = Script::start(&real, "dev");
+    real.expect_workers(orphaned + 1);
+
+    real.world.expect(Program::System, 0);
+    real.assert_one_worker();
+    assert_eq!(real.root(), kept.agent);
+    gone.assert_unharmed();
+    kept.assert_unharmed();
+    real.world.expect(Program::Stop, 0);
+    real.assert_no_worker();
+}
+
+fn stop_ends_what_an_agent_typed_into_a_terminal_left_behind(python: &Path) {
+    let real = Real::new(python, Calls::None);
+    // A session, its terminal and its interactive shell, where the agent is a
+    // job with a group of its own.
+    let mut terminal = real.world.command("script");
+    terminal
+        .args([
+            "--quiet",
+            "--flush",
+            "--command",
+            "bash --norc --noprofile -i",
+            "/dev/null",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let Ok(mut terminal) = terminal.spawn() else {
+        left_out("an agent typed into a terminal", "there is no script(1)");
+        return;
+    };
+    real.world.declare(terminal.id());
+    let mut keyboard = terminal.stdin.take().expect("its input");
+    let pids = real.world.scratch().join("pids");
+    keyboard
+        .write_all(
+            b"set -a; . ./.env; set +a; \"$VOICE_GUARD_PYTHON\" \"$VOICE_GUARD_AGENT_SCRIPT\" dev &\n\
+              sleep 600 &\n\
+              echo $$ $(jobs -p) >scratch.new; mv scratch.new ../scratch/pids\n",
+        )
+        .expect("typed");
+    real.expect_workers(1);
+    until("the shell to say its jobs", || pids.exists());
+    let pids: Vec<u32> = std::fs::read_to_string(pids)
+        .expect("the PIDs")
+        .split_whitespace()
+        .map(|pid| pid.parse().expect("a PID"))
+        .collect();
+    let [shell, agent, job] = pids[..] else {
+        panic!("not three PIDs: {pids:?}");
+    };
+    real.world.kill(agent);
+
+    real.world.expect(Program::Stop, 0);
+    real.assert_no_worker();
+    assert!(
+        is_alive(shell) && is_alive(job),
+        "{}",
+        real.world.describe()
+    );
+    real.world.kill(job);
+    real.world.kill(shell);
+    drop(keyboard);
+    terminal.wait().expect("the terminal's end");
 }
 
 // ---- What the scenarios are told with.
@@ -418,6 +497,16 @@ impl Real {
     #[track_caller]
     fn root(&self) -> u32 {
         self.world.pid_in_file().expect("a number in the PID file")
+    }
+
+    /// Runs a program with `--json`.
+    #[track_caller]
+    fn report(&self, program: Program) -> Value {
+        let mut command = self.world.program(program);
+        command.arg("--json");
+        let output = self.world.run_command(command);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("no JSON ({error}):\n{}", text(&output)))
     }
 
     /// What a person types.
