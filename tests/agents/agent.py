@@ -156,9 +156,9 @@ def restart_itself(*_):
     if by == "subprocess":
         import subprocess
 
-        subprocess.run([command], check=False)
+        code = subprocess.run([command], check=False).returncode
     elif by == "system":
-        os.system("'" + command + "'")
+        code = os.waitstatus_to_exitcode(os.system("'" + command + "'"))
     elif by == "popen-and-exit":
         import subprocess
 
@@ -168,6 +168,8 @@ def restart_itself(*_):
         os.execv(command, [command])
     else:
         raise SystemExit("TEST_AGENT_RESTART_BY: unknown way " + by)
+    if option("SAY_WHEN_DONE"):
+        say("%s with %d" % (option("SAY_WHEN_DONE"), code))
 
 
 def end(*_):

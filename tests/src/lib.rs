@@ -17,6 +17,7 @@
 )]
 
 mod barrier;
+mod old_style;
 mod processes;
 mod program;
 pub mod surroundings;

@@ -1,6 +1,7 @@
 //! A world of its own for each test.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::processes::{processes_with, signal_proven};
-use crate::{Process, Program, binary, eventually, is_alive, process, python};
+use crate::{Finished, Process, Program, binary, eventually, is_alive, process, python};
 
 const TOKEN: &str = "VOICE_TEST_WORLD";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -487,6 +488,17 @@ impl World {
             processes.join("\n  "),
             self.log(),
         )
+    }
+
+    /// What a failed round of a race needs to be understood: how everybody
+    /// ended, what they said, and what is there now.
+    #[must_use]
+    pub fn transcript(&self, round: usize, ended: &[Finished]) -> String {
+        let mut text = format!("round {round}\n");
+        for (number, one) in ended.iter().enumerate() {
+            write!(text, "--- {number}: {}\n{}", one.status, one.output).expect("a string");
+        }
+        text + &self.describe()
     }
 
     // ---- Ending things.
