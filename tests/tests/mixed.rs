@@ -189,7 +189,7 @@ fn a_new_stop_ends_duplicates_of_old_and_new_making() {
 #[test]
 fn a_new_start_clears_the_orphan_workers_that_an_old_stop_leaves() {
     let mut world = world();
-    world.set("TEST_AGENT_CHILDREN", "spawn,deaf");
+    world.set("TEST_AGENT_CHILDREN", "spawn,forkserver");
     world.expect(Program::Start, 0);
     expect(&world, world.old_style(Program::Stop), 0);
     let orphans = world.agent_children();
@@ -207,7 +207,6 @@ fn a_new_start_clears_the_orphan_workers_that_an_old_stop_leaves() {
     world.expect(Program::Start, 0);
     world.assert_one_agent();
     assert!(orphans.iter().all(|(_, pid)| !is_alive(*pid)));
-    // The deaf child still held the dead agent's overlap lock when it was cleared.
     world.assert_no_overlap();
     world.leave_agents();
 }

@@ -113,6 +113,36 @@ fn the_pid_file_snippet_finds_the_agent() {
 }
 
 #[test]
+fn the_lock_file_snippet_keeps_others_away_until_its_shell_ends() {
+    let world = world();
+    let mut starter = typed(
+        &world,
+        r#"
+        echo $$ > /tmp/letta_voice_agent.lock
+        trap "rm -f /tmp/letta_voice_agent.lock" EXIT
+        read -r"#,
+    )
+    .stdin(Stdio::piped())
+    .spawn()
+    .unwrap();
+    until("the snippet's lock", || {
+        std::fs::read_to_string(world.lock_file())
+            .is_ok_and(|text| text == format!("{}\n", starter.id()))
+    });
+    expect(&world, "./check_agent_running.sh", 1);
+    let said = expect(&world, "./start_voice_agent_safe.sh", 1);
+    assert!(said.contains(REFUSAL), "{said}");
+    assert!(world.lock_file().exists());
+
+    drop(starter.stdin.take());
+    starter.wait().unwrap();
+    expect(&world, "./check_agent_running.sh", 0);
+    expect(&world, "./start_voice_agent_safe.sh", 0);
+    world.assert_one_agent();
+    world.leave_agents();
+}
+
+#[test]
 fn a_check_before_ones_own_commands_lets_them_run_or_not() {
     let world = world();
     let line = "./check_agent_running.sh >/dev/null || exit 1; echo went on";
