@@ -89,8 +89,8 @@ fn live_together(old: &[Program]) {
     let agent = world.assert_one_agent();
     world.kill(agent);
     // The programs know a zombie for dead, the old scripts do not.
-    let reaped = eventually(Duration::from_secs(5), || process(agent).is_none());
-    if old.is_empty() || reaped {
+    let reaped = || eventually(Duration::from_secs(5), || process(agent).is_none());
+    if old.is_empty() || reaped() {
         world.expect(Program::Check, 0);
         world.expect(Program::Start, 0);
         world.assert_one_agent();
@@ -190,6 +190,7 @@ fn a_new_stop_ends_duplicates_of_old_and_new_making() {
 fn a_new_start_clears_the_orphan_workers_that_an_old_stop_leaves() {
     let mut world = world();
     world.set("TEST_AGENT_CHILDREN", "spawn,forkserver");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.expect(Program::Start, 0);
     expect(&world, world.old_style(Program::Stop), 0);
     let orphans = world.agent_children();

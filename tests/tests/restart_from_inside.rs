@@ -151,6 +151,7 @@ fn an_agent_stops_itself_and_nothing_is_left() {
     for by in ["subprocess", "system", "popen-and-exit", "execv"] {
         let mut world = world(Program::Stop, by);
         world.set("TEST_AGENT_CHILDREN", "fork,setsid");
+        world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
         world.expect(Program::Start, 0);
         let agent = world.assert_one_agent();
         world.signal(agent, Signal::USR1);
