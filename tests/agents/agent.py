@@ -220,6 +220,8 @@ def main():
             say(line)
         return int(option("DIE_WITH", "1"))
     time.sleep(float(option("READY_DELAY", "0")))
+    while option("READY_FILE") and not os.path.exists(option("READY_FILE")):
+        time.sleep(0.01)
     if not option("SILENT"):
         say_ready()
     live_on()

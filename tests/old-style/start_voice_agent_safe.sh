@@ -9,11 +9,15 @@ if ! "$(dirname "$0")/check_agent_running.sh"; then
     exit 1
 fi
 
+if [ -n "$OLD_STYLE_PAUSE_BEFORE_LOCK" ]; then
+    read -r _ <"$OLD_STYLE_PAUSE_BEFORE_LOCK"
+fi
+
 echo $$ >"$lock_file"
 trap 'rm -f "$lock_file"' EXIT
 
-if [ -n "$OLD_STYLE_PAUSE" ]; then
-    read -r _ <"$OLD_STYLE_PAUSE"
+if [ -n "$OLD_STYLE_PAUSE_BEFORE_AGENT" ]; then
+    read -r _ <"$OLD_STYLE_PAUSE_BEFORE_AGENT"
 fi
 
 if [ -n "$VOICE_GUARD_ENV_FILE" ]; then

@@ -302,6 +302,15 @@ impl World {
             .then(|| number.parse().ok())?
     }
 
+    /// Is the PID file locked, as it is by the agent that one of the programs
+    /// started, for as long as that lives?
+    #[must_use]
+    pub fn pid_file_is_locked(&self) -> bool {
+        let file = File::open(self.pid_file()).expect("the PID file");
+        // Shared: two exclusive probes would see each other.
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+    }
+
     /// The agent's log so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -398,6 +407,17 @@ impl World {
             .lines()
             .filter_map(|line| line.parse().ok())
             .collect()
+    }
+
+    /// Gives agents one child of each kind that has to go with them: forked,
+    /// deaf, in a session of its own, orphaned, `multiprocessing`'s, and no Python.
+    pub fn with_children(&mut self) -> &mut Self {
+        self.set(
+            "TEST_AGENT_CHILDREN",
+            "fork,deaf,setsid,grandchild,spawn,forkserver,system,inheriting",
+        );
+        // Most of them are deaf to TERM.
+        self.set("VOICE_GUARD_GRACE_SECONDS", "0.5")
     }
 
     /// The children that agents were told to have (`TEST_AGENT_CHILDREN`) and did

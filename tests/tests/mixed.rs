@@ -8,11 +8,13 @@
 )]
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use scenarios::{
-    Barrier, Finished, Program, World, eventually, is_alive, left_out, process, rounds, text, until,
+    Barrier, Finished, Program, World, eventually, is_alive, left_out, process, slow_rounds, text,
+    until,
 };
 
 const REFUSAL: &str = "ERROR: Already running or locked";
@@ -311,7 +313,92 @@ fn an_old_check_sees_the_lock_of_a_new_start_without_any_agent() {
     world.assert_nothing_left();
 }
 
-// ---- Races between old and new.
+// ---- Races between old and new: first the worst cases, made to happen.
+
+#[test]
+fn an_old_starter_that_nobody_saw_coming_ends_beside_a_new_start_with_one_agent() {
+    old_comes_between(Program::Start, Between::Birth);
+}
+
+#[test]
+fn an_old_starter_that_nobody_saw_coming_ends_beside_a_new_system_start_with_one_agent() {
+    old_comes_between(Program::System, Between::Birth);
+}
+
+#[test]
+fn an_old_starter_that_nobody_saw_coming_ends_beside_a_new_restart_with_one_agent() {
+    old_comes_between(Program::Restart, Between::Birth);
+}
+
+#[test]
+fn a_new_start_waits_for_the_agent_of_an_old_starter_that_has_taken_its_lock() {
+    old_comes_between(Program::Start, Between::LastLook);
+}
+
+#[test]
+fn a_new_system_start_waits_for_the_agent_of_an_old_starter_that_has_taken_its_lock() {
+    old_comes_between(Program::System, Between::LastLook);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Between {
+    /// The old agent is born while the new one is not ready.
+    Birth,
+    /// The old lock is written while the new agent is not ready, the old agent
+    /// is born when it is.
+    LastLook,
+}
+
+/// The old starter has looked; the new one starts; then the old one goes on.
+fn old_comes_between(program: Program, when: Between) {
+    let mut world = world();
+    let (mut old, before_lock, before_agent) = unseen_old_starter(&world);
+    let ready = world.path("ready");
+    world.set("TEST_AGENT_READY_FILE", &ready);
+    let output = world.path("new.out");
+    let mut new = world
+        .program(program)
+        .env("VOICE_GUARD_VERIFY_SECONDS", "30")
+        .stdout(std::fs::File::create(&output).unwrap())
+        .spawn()
+        .unwrap();
+    until("the new agent", || world.starts().len() == 1);
+    resume(&before_lock);
+    until("the old lock", || lock_names(&world, old.id()));
+    if when == Between::LastLook {
+        std::fs::write(&ready, "").unwrap();
+        until("the new agent to be ready", || {
+            world.log().contains("registered worker")
+        });
+        assert!(new.try_wait().unwrap().is_none(), "it did not wait");
+    }
+    resume(&before_agent);
+    until("the old agent", || world.starts().len() == 2);
+    std::fs::write(&ready, "").unwrap();
+    let status = new.wait().unwrap();
+    let old_status = old.wait().unwrap();
+    let said = std::fs::read_to_string(output).unwrap();
+    let context = || {
+        format!(
+            "old {old_status}, new {status}:\n{said}\n{}",
+            world.describe()
+        )
+    };
+    assert_eq!(world.agents().len(), 1, "{}", context());
+    match program {
+        // Whose agent stays is all the same, but somebody must say that there is one.
+        Program::Start => assert!(old_status.success() || status.success(), "{}", context()),
+        // Everything runs, whoever started it.
+        _ => assert!(status.success(), "{}", context()),
+    }
+    world.expect(Program::Check, 1);
+    world.expect(Program::System, 0);
+    world.assert_one_agent();
+    world.expect(Program::Stop, 0);
+    world.assert_nothing_left();
+}
+
+// ---- Then many rounds at random.
 
 /// The new starter ends with one agent: for a moment there may be two, since the
 /// old one looks first and locks later. As with a real agent, which takes longer
@@ -321,7 +408,7 @@ fn an_old_check_sees_the_lock_of_a_new_start_without_any_agent() {
 fn an_old_starter_racing_a_new_one_ends_with_one_agent() {
     let mut world = world();
     world.set("TEST_AGENT_READY_DELAY", "0.6");
-    for round in 0..rounds(8) {
+    for round in 0..slow_rounds(8) {
         let mut old = world.old_style(Program::Start);
         let mut new = world.program(Program::Start);
         // Sometimes the one is ahead, sometimes the other; together in between.
@@ -361,7 +448,7 @@ fn an_old_starter_racing_a_new_one_ends_with_one_agent() {
 fn an_old_starter_racing_a_new_system_start_ends_with_one_agent() {
     let mut world = world();
     world.set("TEST_AGENT_READY_DELAY", "0.6");
-    for round in 0..rounds(5) {
+    for round in 0..slow_rounds(5) {
         let lead = Duration::from_millis(20) * u32::try_from(round % 4).unwrap();
         let system = later(&world, &world.program(Program::System), lead);
         let ended = race(&world, &[world.old_style(Program::Start), system]);
@@ -376,7 +463,7 @@ fn an_old_starter_racing_a_new_system_start_ends_with_one_agent() {
 #[test]
 fn an_old_stop_racing_a_new_start_leaves_no_untracked_agent() {
     let world = world();
-    for round in 0..rounds(8) {
+    for round in 0..slow_rounds(8) {
         let lead = Duration::from_millis(10) * u32::try_from(round % 5).unwrap();
         let start = later(&world, &world.program(Program::Start), lead);
         let ended = race(&world, &[world.old_style(Program::Stop), start]);
@@ -402,7 +489,7 @@ fn an_old_stop_racing_a_new_start_leaves_no_untracked_agent() {
 #[test]
 fn a_new_stop_racing_an_old_start_is_cleaned_by_the_next_stop() {
     let world = world();
-    for round in 0..rounds(6) {
+    for round in 0..slow_rounds(6) {
         let lead = Duration::from_millis(15) * u32::try_from(round % 5).unwrap();
         let stop = later(&world, &world.program(Program::Stop), lead);
         let ended = race(&world, &[world.old_style(Program::Start), stop]);
@@ -417,23 +504,48 @@ fn a_new_stop_racing_an_old_start_is_cleaned_by_the_next_stop() {
 
 /// An old starter that has written its lock and now waits to be resumed, and
 /// the FIFO to do that with.
-fn paused_old_starter(world: &World) -> (std::process::Child, std::path::PathBuf) {
-    let fifo = world.path("pause");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut command = world.old_style(Program::Start);
-    let starter = command
-        .env("OLD_STYLE_PAUSE", &fifo)
+fn paused_old_starter(world: &World) -> (Child, PathBuf) {
+    let before_agent = fifo(world, "before-agent");
+    let starter = world
+        .old_style(Program::Start)
+        .env("OLD_STYLE_PAUSE_BEFORE_AGENT", &before_agent)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    until("the old starter's lock", || {
-        std::fs::read_to_string(world.lock_file())
-            .is_ok_and(|text| text == format!("{}\n", starter.id()))
-    });
-    (starter, fifo)
+    until("the old starter's lock", || lock_names(world, starter.id()));
+    (starter, before_agent)
 }
 
-fn resume(fifo: &std::path::Path) {
+/// An old starter whose check has found it safe to start, and which has not
+/// written its lock yet: nobody can see it coming.
+fn unseen_old_starter(world: &World) -> (Child, PathBuf, PathBuf) {
+    let before_lock = fifo(world, "before-lock");
+    let before_agent = fifo(world, "before-agent");
+    let said = world.path("old-starter.out");
+    let starter = world
+        .old_style(Program::Start)
+        .env("OLD_STYLE_PAUSE_BEFORE_LOCK", &before_lock)
+        .env("OLD_STYLE_PAUSE_BEFORE_AGENT", &before_agent)
+        .stdout(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    until("the old starter's check to pass", || {
+        std::fs::read_to_string(&said).is_ok_and(|text| text.contains("Safe to start"))
+    });
+    (starter, before_lock, before_agent)
+}
+
+fn lock_names(world: &World, pid: u32) -> bool {
+    std::fs::read_to_string(world.lock_file()).is_ok_and(|text| text == format!("{pid}\n"))
+}
+
+fn fifo(world: &World, name: &str) -> PathBuf {
+    let fifo = world.path(name);
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fifo
+}
+
+fn resume(fifo: &Path) {
     // Opening it waits for the starter to open its end.
     let mut pipe = std::fs::File::options().write(true).open(fifo).unwrap();
     writeln!(pipe).unwrap();

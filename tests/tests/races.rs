@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use scenarios::{Barrier, Finished, Program, World, python, rounds, until};
+use scenarios::{Barrier, Finished, Program, World, python, rounds, slow_rounds, until};
 
 const REFUSAL: &str = "ERROR: Already running or locked";
 
@@ -47,7 +47,7 @@ fn starters_make_one_agent_whose_interpreter_is_a_shell_wrapper() {
     std::fs::write(&shim, script).expect("the shim");
     std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755)).expect("the shim");
     world.set("VOICE_GUARD_PYTHON", shim);
-    starters_race(&world, 12, rounds(6));
+    starters_race(&world, 12, slow_rounds(6));
 }
 
 fn starters_race(world: &World, starters: usize, rounds: usize) {
@@ -65,6 +65,7 @@ fn starters_race(world: &World, starters: usize, rounds: usize) {
         assert_eq!(world.starts().len(), round + 1, "{}", context());
         let agent = world.assert_one_agent();
         assert_eq!(world.starts().last(), Some(&agent), "{}", context());
+        assert!(world.pid_file_is_locked(), "{}", context());
         end_round(world, round, agent);
     }
 }
@@ -74,7 +75,7 @@ fn starters_race(world: &World, starters: usize, rounds: usize) {
 #[test]
 fn checks_disturb_no_start() {
     let world = World::new();
-    for round in 0..rounds(15) {
+    for round in 0..slow_rounds(15) {
         let mut programs = vec![Program::Check; 16];
         programs.extend([Program::Start; 4]);
         let ended = together(&world, &programs);
@@ -122,7 +123,7 @@ fn a_start_against_a_stop_ends_with_a_tracked_agent_or_none() {
 #[test]
 fn starts_and_stops_in_a_crowd_end_with_a_tracked_agent_or_none() {
     let world = World::new();
-    for round in 0..rounds(8) {
+    for round in 0..slow_rounds(8) {
         let programs: Vec<_> = [Program::Start, Program::Stop].repeat(10);
         let ended = together(&world, &programs);
         let context = || world.transcript(round, &ended);
@@ -190,7 +191,7 @@ fn system_starts_together_all_succeed_with_one_agent() {
 #[test]
 fn system_starts_together_over_duplicates_end_with_one_agent() {
     let world = World::new();
-    for round in 0..rounds(5) {
+    for round in 0..slow_rounds(5) {
         let mut duplicates = [world.agent_by_hand("dev"), world.agent_by_hand("dev")];
         // The two were an overlap, as meant; from here on there may be none.
         forget_overlaps(&world);
@@ -216,7 +217,7 @@ fn system_starts_together_over_duplicates_end_with_one_agent() {
 #[test]
 fn restarts_together_all_succeed_with_one_agent() {
     let world = World::new();
-    for round in 0..rounds(4) {
+    for round in 0..slow_rounds(4) {
         let before = world.starts().len();
         let ended = together(&world, &[Program::Restart; 6]);
         let context = || world.transcript(round, &ended);
@@ -235,7 +236,7 @@ fn restarts_together_all_succeed_with_one_agent() {
 #[test]
 fn everything_at_once_never_makes_two_agents() {
     let world = World::new();
-    for round in 0..rounds(6) {
+    for round in 0..slow_rounds(6) {
         let ended = together(&world, &Program::ALL.repeat(4));
         let context = || world.transcript(round, &ended);
         assert!(
@@ -279,7 +280,7 @@ fn starters_make_one_agent_while_the_files_are_being_deleted() {
 #[test]
 fn nothing_is_doubled_or_lost_while_the_files_are_being_deleted() {
     let world = World::new();
-    for round in 0..rounds(6) {
+    for round in 0..slow_rounds(6) {
         let programs = [
             Program::Start,
             Program::Stop,
@@ -306,7 +307,7 @@ fn nothing_is_doubled_or_lost_while_the_files_are_being_deleted() {
 #[test]
 fn restarts_end_with_one_agent_while_the_files_are_being_deleted() {
     let world = World::new();
-    for round in 0..rounds(8) {
+    for round in 0..slow_rounds(8) {
         let ended = while_deleting(&world, || {
             together(&world, &[Program::Restart, Program::Start, Program::System])
         });

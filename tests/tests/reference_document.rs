@@ -154,11 +154,17 @@ fn a_check_before_ones_own_commands_lets_them_run_or_not() {
 
 #[test]
 fn the_stop_removes_the_agent_and_both_files() {
-    let world = world();
+    let mut world = world();
+    world.with_children();
     expect(&world, "./start_voice_agent_safe.sh", 0);
     let agent = world.assert_one_agent();
+    let children = world.agent_children();
+    assert_eq!(children.len(), 8, "{}", world.describe());
     expect(&world, "./stop_voice_agent_safe.sh", 0);
     assert!(!is_alive(agent));
+    for (kind, pid) in children {
+        assert!(!is_alive(pid), "{kind} child {pid}\n{}", world.describe());
+    }
     world.assert_nothing_left();
     expect(&world, "./stop_voice_agent_safe.sh", 0);
 }
@@ -409,6 +415,40 @@ fn killing_by_the_pid_file_waiting_and_starting_ends_with_one_agent() {
     }
     world.assert_no_overlap();
     world.leave_agents();
+}
+
+/// An agent that is killed leaves its workers behind, and they answer calls: the
+/// next start, without anything in between, ends with one agent and none of them.
+#[test]
+fn killing_by_the_pid_file_leaves_no_worker_beside_the_next_agent() {
+    for signal in ["-9", "-HUP"] {
+        let mut world = world();
+        world.with_children();
+        expect(&world, "./start_voice_agent_safe.sh", 0);
+        let first = world.assert_one_agent();
+        let orphans = world.agent_children();
+        expect(
+            &world,
+            &format!("kill {signal} $(cat /tmp/letta_voice_agent.pid)"),
+            0,
+        );
+        until("the killed agent's end", || !is_alive(first));
+        world.unset("TEST_AGENT_CHILDREN");
+        expect(&world, "./start_voice_agent_safe.sh", 0);
+        world.assert_one_agent();
+        // No Python, no worker: what a call opened does not block a start.
+        for (kind, pid) in orphans {
+            let is_worker = !matches!(kind.as_str(), "system" | "inheriting");
+            assert!(
+                !(is_worker && is_alive(pid)),
+                "{kind} child {pid}\n{}",
+                world.describe()
+            );
+        }
+        world.assert_no_overlap();
+        expect(&world, "./stop_voice_agent_safe.sh", 0);
+        world.assert_nothing_left();
+    }
 }
 
 /// Recovery scripts kill by the script's name; here no other process can bear it.

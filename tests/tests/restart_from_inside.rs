@@ -44,8 +44,7 @@ fn an_agent_becomes_its_own_restart() {
 #[test]
 fn an_agent_with_deaf_children_restarts_itself() {
     let mut world = world(Program::Restart, "subprocess");
-    world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
-    world.set("TEST_AGENT_CHILDREN", "deaf,setsid,grandchild");
+    world.with_children();
     restarts_itself(&world);
 }
 
@@ -109,7 +108,12 @@ fn the_successor_is_stopped_as_any_agent() {
 
 fn restarts_itself(world: &World) {
     world.expect(Program::Start, 0);
-    let before: Vec<u32> = world.family_processes().iter().map(|one| one.pid).collect();
+    let before: Vec<u32> = world
+        .family_processes()
+        .iter()
+        .map(|one| one.pid)
+        .chain(world.agent_children().into_iter().map(|(_, pid)| pid))
+        .collect();
     let first = world.assert_one_agent();
     let successor = expect_successor(world, first);
     for pid in before {
@@ -150,8 +154,7 @@ fn settle(world: &World) {
 fn an_agent_stops_itself_and_nothing_is_left() {
     for by in ["subprocess", "system", "popen-and-exit", "execv"] {
         let mut world = world(Program::Stop, by);
-        world.set("TEST_AGENT_CHILDREN", "fork,setsid");
-        world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
+        world.with_children();
         world.expect(Program::Start, 0);
         let agent = world.assert_one_agent();
         world.signal(agent, Signal::USR1);
@@ -161,6 +164,7 @@ fn an_agent_stops_itself_and_nothing_is_left() {
         settle(&world);
         world.assert_nothing_left();
         assert_eq!(world.starts(), [agent]);
+        expect_no_children(&world);
         world.expect(Program::Check, 0);
     }
 }
@@ -211,4 +215,10 @@ fn a_check_by_the_agent_finds_the_agent() {
     });
     assert_eq!(world.assert_one_agent(), agent);
     world.leave_agents();
+}
+
+fn expect_no_children(world: &World) {
+    for (kind, pid) in world.agent_children() {
+        assert!(!is_alive(pid), "{kind} child {pid}\n{}", world.describe());
+    }
 }
