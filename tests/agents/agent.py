@@ -6,27 +6,48 @@ readiness line at once and runs until TERM or INT.
 import fcntl
 import os
 
-# Very first: is another agent running? The lock is the tests' own; looking at
-# the process table would miss an overlap that is over in a moment.
-_overlap = os.open(os.environ["TEST_AGENT_OVERLAP_LOCK"], os.O_RDWR | os.O_CREAT, 0o644)
-try:
-    fcntl.flock(_overlap, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    _holder = os.pread(_overlap, 20, 0).decode()
+
+def take_overlap_locks():
+    """Is another agent running, or a worker of an earlier one?
+
+    The locks are the tests' own; looking at the process table would miss an
+    overlap that is over in a moment. Forked children share the agent's lock,
+    multiprocessing workers hold a shared one of their own.
+    """
+    path = os.environ["TEST_AGENT_OVERLAP_LOCK"]
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with open("/proc/%s/stat" % _holder.strip(), "rb") as _stat:
-            _seen = _stat.read(80).decode(errors="replace")
-    except OSError as _error:
-        _seen = str(_error)
-    _log = os.open(os.environ["TEST_AGENT_OVERLAP_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(_log, b"%d began while %s held the lock: %s\n" % (os.getpid(), _holder.strip().encode(), _seen.encode()))
-    os.close(_log)
-else:
-    os.ftruncate(_overlap, 0)
-    os.pwrite(_overlap, b"%d\n" % os.getpid(), 0)
-_log = os.open(os.environ["TEST_AGENT_STARTS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-os.write(_log, b"%d\n" % os.getpid())
-os.close(_log)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode().strip()
+        try:
+            with open("/proc/%s/stat" % holder, "rb") as stat:
+                seen = stat.read(80).decode(errors="replace")
+        except OSError as error:
+            seen = str(error)
+        append("OVERLAP_LOG", "%d began while %s held the lock: %s" % (os.getpid(), holder, seen))
+    else:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    workers = os.open(path + ".workers", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        append("OVERLAP_LOG", "%d began while a worker of another agent lived" % os.getpid())
+    os.close(workers)
+    return lock
+
+
+def append(log, line):
+    file = os.open(os.environ["TEST_AGENT_" + log], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(file, line.encode() + b"\n")
+    os.close(file)
+
+
+# Very first. (A multiprocessing worker imports this file under another name.)
+if __name__ == "__main__":
+    overlap_lock = take_overlap_locks()
+    append("STARTS_LOG", str(os.getpid()))
 
 import signal  # noqa: E402
 import sys  # noqa: E402
@@ -90,6 +111,8 @@ def forked_child(deaf=True, session=False, grandchild=False):
 
 def multiprocessing_worker(pipe):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lock = os.open(os.environ["TEST_AGENT_OVERLAP_LOCK"] + ".workers", os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     library = option("MAP_LIBRARY")
     mapped = None
     if library:
@@ -156,9 +179,9 @@ def restart_itself(*_):
     if by == "subprocess":
         import subprocess
 
-        subprocess.run([command], check=False)
+        code = subprocess.run([command], check=False).returncode
     elif by == "system":
-        os.system("'" + command + "'")
+        code = os.waitstatus_to_exitcode(os.system("'" + command + "'"))
     elif by == "popen-and-exit":
         import subprocess
 
@@ -168,6 +191,8 @@ def restart_itself(*_):
         os.execv(command, [command])
     else:
         raise SystemExit("TEST_AGENT_RESTART_BY: unknown way " + by)
+    if option("SAY_WHEN_DONE"):
+        say("%s with %d" % (option("SAY_WHEN_DONE"), code))
 
 
 def end(*_):
@@ -195,6 +220,8 @@ def main():
             say(line)
         return int(option("DIE_WITH", "1"))
     time.sleep(float(option("READY_DELAY", "0")))
+    while option("READY_FILE") and not os.path.exists(option("READY_FILE")):
+        time.sleep(0.01)
     if not option("SILENT"):
         say_ready()
     live_on()

@@ -17,6 +17,7 @@
 )]
 
 mod barrier;
+mod old_style;
 mod processes;
 mod program;
 pub mod surroundings;
@@ -33,10 +34,22 @@ pub use world::{HandAgent, World, left_out, text};
 /// proof runs 200), otherwise the number the test gives for everyday use.
 #[must_use]
 pub fn rounds(everyday: usize) -> usize {
-    std::env::var("VOICE_GUARD_TEST_ROUNDS").map_or(everyday, |value| {
+    wanted_rounds().unwrap_or(everyday)
+}
+
+/// The same for races whose rounds take long: five times the everyday number
+/// in the full proof of 200, otherwise in proportion.
+#[must_use]
+pub fn slow_rounds(everyday: usize) -> usize {
+    wanted_rounds().map_or(everyday, |wanted| (everyday * wanted / 40).max(1))
+}
+
+fn wanted_rounds() -> Option<usize> {
+    let value = std::env::var("VOICE_GUARD_TEST_ROUNDS").ok()?;
+    Some(
         value
             .trim()
             .parse()
-            .expect("VOICE_GUARD_TEST_ROUNDS is a number of rounds")
-    })
+            .expect("VOICE_GUARD_TEST_ROUNDS is a number of rounds"),
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -22,6 +22,8 @@ pub struct Process {
     pub state: char,
     /// Its command line; empty for a zombie and in the middle of an exec.
     pub argv: Vec<OsString>,
+    /// The file that it executes, if that may be seen.
+    pub executable: Option<PathBuf>,
     /// Its environment as it was at its last exec; empty if it may not be read.
     pub environ: Vec<OsString>,
 }
@@ -70,6 +72,15 @@ impl Process {
             Some(mode) => found == Some(mode),
             None => matches!(found, Some("dev" | "start" | "connect")),
         }
+    }
+
+    /// Does it execute one of the five programs?
+    #[must_use]
+    pub fn is_program(&self) -> bool {
+        let name = self.executable.as_deref().and_then(Path::file_name);
+        crate::Program::ALL
+            .iter()
+            .any(|program| name == Some(OsStr::new(program.name())))
     }
 
     /// A line for a message: number, parent, state and command line.
@@ -135,6 +146,7 @@ pub fn process(pid: u32) -> Option<Process> {
         session,
         state,
         argv: words(&folder.join("cmdline")),
+        executable: std::fs::read_link(folder.join("exe")).ok(),
         environ: words(&folder.join("environ")),
     })
 }

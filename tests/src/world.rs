@@ -1,6 +1,7 @@
 //! A world of its own for each test.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::processes::{processes_with, signal_proven};
-use crate::{Process, Program, binary, eventually, is_alive, process, python};
+use crate::{Finished, Process, Program, binary, eventually, is_alive, process, python};
 
 const TOKEN: &str = "VOICE_TEST_WORLD";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -301,6 +302,15 @@ impl World {
             .then(|| number.parse().ok())?
     }
 
+    /// Is the PID file locked, as it is by the agent that one of the programs
+    /// started, for as long as that lives?
+    #[must_use]
+    pub fn pid_file_is_locked(&self) -> bool {
+        let file = File::open(self.pid_file()).expect("the PID file");
+        // Shared: two exclusive probes would see each other.
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+    }
+
     /// The agent's log so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -399,6 +409,17 @@ impl World {
             .collect()
     }
 
+    /// Gives agents one child of each kind that has to go with them: forked,
+    /// deaf, in a session of its own, orphaned, `multiprocessing`'s, and no Python.
+    pub fn with_children(&mut self) -> &mut Self {
+        self.set(
+            "TEST_AGENT_CHILDREN",
+            "fork,deaf,setsid,grandchild,spawn,forkserver,system,inheriting",
+        );
+        // Most of them are deaf to TERM.
+        self.set("VOICE_GUARD_GRACE_SECONDS", "0.5")
+    }
+
     /// The children that agents were told to have (`TEST_AGENT_CHILDREN`) and did
     /// start: their kind and PID.
     #[must_use]
@@ -487,6 +508,17 @@ impl World {
             processes.join("\n  "),
             self.log(),
         )
+    }
+
+    /// What a failed round of a race needs to be understood: how everybody
+    /// ended, what they said, and what is there now.
+    #[must_use]
+    pub fn transcript(&self, round: usize, ended: &[Finished]) -> String {
+        let mut text = format!("round {round}\n");
+        for (number, one) in ended.iter().enumerate() {
+            write!(text, "--- {number}: {}\n{}", one.status, one.output).expect("a string");
+        }
+        text + &self.describe()
     }
 
     // ---- Ending things.

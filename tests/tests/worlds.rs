@@ -6,7 +6,7 @@
     reason = "test code"
 )]
 
-use scenarios::{World, is_alive, until};
+use scenarios::{Barrier, World, is_alive, until};
 
 #[test]
 fn an_agent_by_hand_is_found_and_killed_at_the_end() {
@@ -60,4 +60,23 @@ fn forked_children_of_an_agent_are_no_agents() {
         world.declare(child.1);
     }
     world.leave_agents();
+}
+
+#[test]
+fn a_barrier_lets_nobody_through_before_the_release() {
+    let world = World::new();
+    let file = world.path("passed");
+    let mut barrier = Barrier::new(&world);
+    for _ in 0..64 {
+        let mut command = world.shell("echo >> \"$0\"; exit 3");
+        command.arg(&file);
+        barrier.add(&command);
+    }
+    until("all to stand at the barrier", || {
+        world.processes().len() == 64
+    });
+    assert!(!file.exists());
+    let ended = barrier.release().wait();
+    assert_eq!(std::fs::read_to_string(file).unwrap().len(), 64);
+    assert!(ended.iter().all(|one| one.code() == Some(3)));
 }
