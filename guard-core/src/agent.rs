@@ -273,7 +273,8 @@ pub fn base_name(path: &[u8]) -> &[u8] {
 /// It survives `setsid`, re-parenting and the death of the agent, so whoever
 /// bears it was born of that agent. Written as `ID/FAMILY/PATH`: 32
 /// hexadecimal digits, the family's name (which holds no slash), and the
-/// absolute path of the PID file.
+/// absolute path of the PID file. The last 8 digits are the agent's own number,
+/// which tells it from what it forks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark {
     birth: [u8; 32],
@@ -282,16 +283,35 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// A new mark from 128 random bits.
+    /// Where the agent's number begins in the value of the variable.
+    pub(crate) const ROOT_AT: usize = 24;
+
+    /// The mark of an agent that is about to be born, from 96 random bits. The
+    /// child that becomes the agent writes its number over the last 8 zeros.
     #[must_use]
     pub fn new(random: u128, family: &Family, pid_file: &Path) -> Self {
         let mut birth = [b'0'; 32];
-        birth.copy_from_slice(format!("{random:032x}").as_bytes());
+        birth.copy_from_slice(format!("{:024x}00000000", random >> 32).as_bytes());
         Self {
             birth,
             family: family.name().to_owned(),
             pid_file: pid_file.to_owned(),
         }
+    }
+
+    /// The mark of the agent that was born as `root`.
+    #[must_use]
+    pub fn born_as(mut self, root: crate::process_table::Pid) -> Self {
+        let digits = format!("{:08x}", root.get());
+        self.birth[Self::ROOT_AT..].copy_from_slice(digits.as_bytes());
+        self
+    }
+
+    /// The number of the agent that all bearers of this mark were born of.
+    #[must_use]
+    pub fn root(&self) -> Option<crate::process_table::Pid> {
+        let digits = std::str::from_utf8(&self.birth[Self::ROOT_AT..]).ok()?;
+        crate::process_table::Pid::new(i32::from_str_radix(digits, 16).ok()?)
     }
 
     /// The value of the environment variable.
@@ -468,6 +488,9 @@ mod tests {
         block.extend_from_slice(mark.to_value().as_bytes());
         block.extend_from_slice(b"\0HOME=/\0");
         assert_eq!(Mark::in_environment(&block), Some(mark.clone()));
+        assert_eq!(mark.root(), None);
+        let agent = crate::process_table::Pid::new(4_194_303).unwrap();
+        assert_eq!(mark.clone().born_as(agent).root(), Some(agent));
         assert!(mark.names(&family(), Path::new("/tmp/a b\n/x.pid")));
         assert!(!mark.names(&family(), Path::new("/tmp/x.pid")));
         assert_eq!(Mark::in_environment(b"PATH=/bin\0"), None);

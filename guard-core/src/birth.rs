@@ -18,6 +18,7 @@ use std::ptr;
 
 use nix::libc::{self, c_char, c_int};
 
+use crate::agent::{MARK_VARIABLE, Mark};
 use crate::process_table::Pid;
 use crate::tracking_file;
 
@@ -28,8 +29,10 @@ pub struct BirthPlan<'a> {
     pub interpreter: &'a Path,
     /// Its arguments, the first of them its own name.
     pub arguments: &'a [OsString],
-    /// Its whole environment.
+    /// Its environment, but for the mark.
     pub environment: &'a [(OsString, OsString)],
+    /// Its mark, into which it writes its own number.
+    pub mark: &'a Mark,
     /// Its working folder.
     pub folder: &'a Path,
     /// The file that tracks it.
@@ -136,6 +139,8 @@ struct Prepared {
     interpreter: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
+    /// `NAME=value` of the mark, ended by NUL, for the child to complete.
+    mark: *mut u8,
     folder: CString,
     pid_file: CString,
     new_pid_file: CString,
@@ -168,7 +173,11 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
             entry
         })
         .collect();
+    let mut mark: Vec<u8> = [MARK_VARIABLE, "="].concat().into_bytes();
+    mark.extend_from_slice(plan.mark.to_value().as_bytes());
+    mark.push(0);
     let prepared = Prepared {
+        mark: mark.as_mut_ptr(),
         interpreter: c_string(plan.interpreter.as_os_str())?,
         arguments: c_strings(plan.arguments)?,
         environment: c_strings(&environment)?,
@@ -181,7 +190,8 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
         ignored_signals: plan.ignored_signals,
     };
     let arguments = pointers(&prepared.arguments);
-    let environment = pointers(&prepared.environment);
+    let mut environment = pointers(&prepared.environment);
+    environment.insert(0, prepared.mark.cast_const().cast());
 
     let pid = {
         let blocked =
@@ -191,8 +201,8 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
         // returns from `become_agent`.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            // SAFETY: all pointers are into `prepared`, `arguments` and
-            // `environment`, which outlive the call, and end with null.
+            // SAFETY: all pointers are into `prepared`, `mark`, `arguments` and
+            // `environment`, which outlive the call; the lists end with null.
             unsafe { become_agent(&prepared, &arguments, &environment) }
         }
         let error = io::Error::last_os_error();
@@ -347,6 +357,7 @@ unsafe fn become_agent(
         } else if !write_pid_file(prepared) {
             BirthStep::PidFile
         } else {
+            complete_mark(prepared.mark);
             unblock_signals();
             libc::execve(
                 prepared.interpreter.as_ptr(),
@@ -363,6 +374,22 @@ unsafe fn become_agent(
         let report = [step as u8, errno[0], errno[1], errno[2], errno[3]];
         libc::write(prepared.report, report.as_ptr().cast(), report.len());
         libc::_exit(127)
+    }
+}
+
+/// Writes the child's own number into its mark, in 8 hexadecimal digits.
+///
+/// # Safety
+/// `mark` points to `MARK_VARIABLE=` and a mark's value.
+unsafe fn complete_mark(mark: *mut u8) {
+    // SAFETY: the caller's promise: the 8 digits are within that string.
+    unsafe {
+        let digits = mark.add(MARK_VARIABLE.len() + 1 + Mark::ROOT_AT);
+        let number = libc::getpid().unsigned_abs();
+        for at in 0_u8..8 {
+            let digit = number >> (28 - 4 * u32::from(at)) & 0xf;
+            *digits.add(usize::from(at)) = b"0123456789abcdef"[digit as usize];
+        }
     }
 }
 

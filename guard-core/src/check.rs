@@ -36,24 +36,23 @@ pub fn check(
     if let Tracking::Running(identity) = tracking {
         return running(&scene, identity, report);
     }
-    let mut guard = scene.share_guard()?;
-    let lock = scene.lock_verdict(guard.is_some())?;
+    let guard_is_free = scene.guard_is_free()?;
+    let lock = scene.lock_verdict(guard_is_free)?;
     let sighting = scene.look(None)?;
     let stale = Stale::find(&scene, &tracking, &lock, &sighting)?;
 
-    // Taken shared so far, so that checks do not refuse each other.
-    let may_clean = match (&mut guard, cleaning) {
-        (Some(guard), Cleaning::Remove) if stale.is_any() => {
-            guard.make_exclusive().unwrap_or(false)
-        }
-        _ => false,
+    let guard = if stale.is_any() && cleaning == Cleaning::Remove {
+        scene.try_guard()?
+    } else {
+        None
     };
     let removal = match cleaning {
         Cleaning::DryRun => Removal::DryRun,
-        Cleaning::Remove if may_clean => Removal::Done,
+        Cleaning::Remove if guard.is_some() => Removal::Done,
         Cleaning::Remove => Removal::Left,
     };
     let cleaned = stale.clear(&scene, removal, report);
+    drop(guard);
 
     if !sighting.agents.is_empty() {
         report.running(sighting.agents.len());
@@ -66,7 +65,7 @@ pub fn check(
         report.starting(starter, scene.startup_lock.path());
         return Ok(Outcome::StartInProgress);
     }
-    if guard.is_none() {
+    if !guard_is_free {
         // A start, stop or restart between two of its steps: nothing that is
         // seen now will be true in a moment.
         report.busy(scene.guard_holder());

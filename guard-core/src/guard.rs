@@ -23,7 +23,7 @@ pub struct Guard {
 /// The guard, held until this value is dropped or the program ends.
 #[derive(Debug)]
 pub struct HeldGuard {
-    lock: RwLock<File>,
+    _lock: RwLock<File>,
     id: FileId,
 }
 
@@ -80,7 +80,8 @@ impl Guard {
         self.take(Sharing::Exclusive)
     }
 
-    /// Takes the guard beside other checks, if nobody starts or stops.
+    /// Takes the guard beside others that only probe it, if nobody starts or
+    /// stops.
     ///
     /// # Errors
     /// As [`Self::try_exclusive`].
@@ -99,7 +100,7 @@ impl Guard {
             // Nobody should remove this file; if somebody did between our open
             // and our lock, others lock its successor.
             if FileId::of_name(&self.path)? == Some(id) {
-                return Ok(Taking::Held(HeldGuard { lock, id }));
+                return Ok(Taking::Held(HeldGuard { _lock: lock, id }));
             }
         }
     }
@@ -152,15 +153,6 @@ impl HeldGuard {
     #[must_use]
     pub fn id(&self) -> FileId {
         self.id
-    }
-
-    /// Makes a shared hold exclusive, so that files may be removed. `false` if
-    /// somebody else holds it too; ours may be lost then.
-    ///
-    /// # Errors
-    /// Those of `flock(2)`.
-    pub fn make_exclusive(&mut self) -> io::Result<bool> {
-        lock_without_waiting(&mut self.lock, Sharing::Exclusive)
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::ffi::{CStr, OsString};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -190,8 +189,8 @@ impl ProcessTable {
                 Mode::empty(),
             )
         })?;
-        let mut entries = [MaybeUninit::<u8>::uninit(); 16 * 1024];
-        let mut listing = RawDir::new(directory, &mut entries);
+        let mut entries: Vec<u8> = Vec::with_capacity(32 * 1024);
+        let mut listing = RawDir::new(directory, entries.spare_capacity_mut());
         let mut command_line = Vec::with_capacity(32 * 1024);
         while let Some(entry) = listing.next() {
             let entry = match entry {
@@ -310,9 +309,9 @@ impl ProcessTable {
             Err(errno) if is_gone(&errno.into()) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         };
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 8 * 1024];
+        let mut buffer: Vec<u8> = Vec::with_capacity(8 * 1024);
         let listed = rustix::io::dup(&folder)?;
-        let mut listing = RawDir::new(listed, &mut buffer);
+        let mut listing = RawDir::new(listed, buffer.spare_capacity_mut());
         while let Some(entry) = listing.next() {
             let Ok(entry) = entry else { return Ok(false) };
             // stat follows the magic link to the open file itself.

@@ -544,6 +544,17 @@ impl Report {
         );
     }
 
+    /// An original starter's agent came up beside ours.
+    pub fn rival_kept(&mut self, pid: Pid) {
+        self.headline(
+            Tone::Good,
+            format!(
+                "OK: a script has started an agent (PID {pid}) at the same time: that one is kept, \
+                 ours was stopped"
+            ),
+        );
+    }
+
     /// No companions are configured.
     pub fn agent_only(&mut self) {
         self.say(

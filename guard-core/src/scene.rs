@@ -51,12 +51,13 @@ impl<'a> Scene<'a> {
         self.taken(self.guard.try_exclusive())
     }
 
-    /// Shares the guard with other checks, if nobody starts or stops.
+    /// Does nobody start or stop right now? Probed for an instant, and shared
+    /// with other probes: any number of checks must not keep a starter out.
     ///
     /// # Errors
     /// When its file cannot be used.
-    pub fn share_guard(&self) -> Result<Option<HeldGuard>, Failure> {
-        self.taken(self.guard.try_shared())
+    pub fn guard_is_free(&self) -> Result<bool, Failure> {
+        Ok(self.taken(self.guard.try_shared())?.is_some())
     }
 
     fn taken(&self, taking: Result<Taking, GuardError>) -> Result<Option<HeldGuard>, Failure> {

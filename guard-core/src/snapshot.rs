@@ -146,11 +146,15 @@ impl<'a> Snapshot<'a> {
         *strangers = seen;
         let mut snapshot = Self::empty(lookout);
         for (pid, block) in lines {
-            let tracked = lookout.tracked == Some(pid);
-            if let Some(entry) =
-                snapshot.read(pid, &block, tracked || depth == Depth::Everything)?
-            {
-                snapshot.entries.insert(pid, entry);
+            let everything = depth == Depth::Everything;
+            let wanted = everything || lookout.tracked == Some(pid);
+            match snapshot.read(pid, &block, wanted)? {
+                Some(entry) => {
+                    snapshot.entries.insert(pid, entry);
+                }
+                // Gone, or it seemed so: not known to be a stranger.
+                None if everything => strangers.forget(pid),
+                None => {}
             }
         }
         snapshot.demote_forks_of_the_dead()?;
@@ -184,28 +188,28 @@ impl<'a> Snapshot<'a> {
     }
 
     /// A process that an agent has forked has the agent's command line. Once
-    /// the agent is dead it is an orphan worker like others. Agents are born as
-    /// leaders of their session, and the session's number outlives them.
+    /// the agent is dead it is an orphan worker like others. The mark says which
+    /// process the agent was.
     fn demote_forks_of_the_dead(&mut self) -> io::Result<()> {
         let mut forks = Vec::new();
         for (&pid, entry) in &self.entries {
             let Some(mark) = entry.mark.as_ref().filter(|_| entry.command.is_some()) else {
                 continue;
             };
+            let Some(root) = mark.root() else {
+                continue;
+            };
             // At a terminal somebody has typed the command.
-            if entry.stat.session == pid.get() || entry.stat.terminal != 0 {
+            if root == pid || entry.stat.terminal != 0 {
                 continue;
             }
-            let leader_lives = match Pid::new(entry.stat.session) {
-                Some(leader) => self
-                    .table
-                    .environment(leader)
-                    .or_else(none_if_private)?
-                    .and_then(|environment| Mark::in_environment(&environment))
-                    .is_some_and(|leaders| leaders.birth() == mark.birth()),
-                None => false,
-            };
-            if !leader_lives {
+            let root_lives = self
+                .table
+                .environment(root)
+                .or_else(none_if_private)?
+                .and_then(|environment| Mark::in_environment(&environment))
+                .is_some_and(|roots| roots.birth() == mark.birth());
+            if !root_lives {
                 forks.push(pid);
             }
         }

@@ -131,6 +131,7 @@ fn start_under_guard(
         scene,
         guard,
         prepare(scene.settings)?,
+        Rivalry::Refuse,
         strangers,
         vigil,
         report,
@@ -177,10 +178,14 @@ pub(crate) fn take_startup_lock(
             }
             verdict => scene.remove_stale_lock(&verdict, report)?,
         }
-        let taken = scene
-            .startup_lock
-            .take()
-            .map_err(|error| cannot("make the startup lock", scene.startup_lock.path(), &error))?;
+        let taken = scene.startup_lock.take().map_err(|error| {
+            let path = scene.startup_lock.path();
+            let beside = tracking_file::beside(path);
+            cannot("make the startup lock", path, &error).help(format!(
+                "it is written as {} first: see ls -ld of both",
+                beside.display()
+            ))
+        })?;
         if taken.is_some() {
             return Ok(Ok(taken));
         }
@@ -233,6 +238,16 @@ pub(crate) fn clear_orphans(
     Ok(None)
 }
 
+/// What to say of an original starter's agent that came up beside ours, for
+/// which ours makes way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rivalry {
+    /// This start was refused, if late.
+    Refuse,
+    /// One runs, which is all that was wanted.
+    Accept,
+}
+
 /// What a start needs from outside, found before anything is stopped for it.
 #[derive(Debug)]
 pub(crate) struct Preparation {
@@ -260,7 +275,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Preparation, Failure> {
     let interpreter = settings.interpreter()?;
     let mark = new_mark(settings)?;
     Ok(Preparation {
-        environment: environment(settings, &mark)?,
+        environment: environment(settings)?,
         log: open_log(settings)?,
         interpreter,
         mark,
@@ -277,6 +292,7 @@ pub(crate) fn bring_up(
     scene: &Scene<'_>,
     _guard: &HeldGuard,
     preparation: Preparation,
+    rivalry: Rivalry,
     strangers: Strangers,
     vigil: &mut Vigil,
     report: &mut Report,
@@ -309,6 +325,7 @@ pub(crate) fn bring_up(
             settings.mode.clone(),
         ],
         environment: &environment,
+        mark: &mark,
         folder: &settings.project_dir,
         pid_file: &settings.pid_file,
         log: log.output(),
@@ -331,11 +348,12 @@ pub(crate) fn bring_up(
     };
     let mut start = Start {
         scene,
-        mark,
+        mark: mark.born_as(newborn.pid),
         newborn,
         log,
         watch,
         strangers,
+        rivalry,
     };
     match start.verify(vigil, report) {
         Ok(outcome) => Ok(outcome),
@@ -394,8 +412,9 @@ fn new_mark(settings: &Settings) -> Result<Mark, Failure> {
     }
 }
 
-/// The caller's environment, overridden by the env file, and the mark.
-fn environment(settings: &Settings, mark: &Mark) -> Result<Vec<(OsString, OsString)>, Failure> {
+/// The caller's environment, overridden by the env file. A caller's mark is
+/// another agent's.
+fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString)>, Failure> {
     let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();
     let (path, configured) = match &settings.env_file {
         EnvFile::Configured(path) => (path, true),
@@ -412,7 +431,7 @@ fn environment(settings: &Settings, mark: &Mark) -> Result<Vec<(OsString, OsStri
         environment.extend(assignments);
     }
     environment.remove(OsStr::new(DETACH_VARIABLE));
-    environment.insert(MARK_VARIABLE.into(), mark.to_value());
+    environment.remove(OsStr::new(MARK_VARIABLE));
     Ok(environment.into_iter().collect())
 }
 
@@ -430,6 +449,7 @@ fn open_log(settings: &Settings) -> Result<AgentLog, Failure> {
 /// Removes a PID file that names a child of ours that was killed before it was
 /// the agent.
 fn forget_the_dead(scene: &Scene<'_>) {
+    let _ = tracking_file::remove(&tracking_file::beside(scene.pid_file.path()));
     let Ok(Some(pid)) = scene.pid_file.number() else {
         return;
     };
@@ -447,6 +467,7 @@ struct Start<'a> {
     log: AgentLog,
     watch: LogWatch,
     strangers: Strangers,
+    rivalry: Rivalry,
 }
 
 impl Start<'_> {
@@ -586,6 +607,7 @@ impl Start<'_> {
     }
 
     /// The other stays, since its script will not look again; and it is tracked.
+    /// That is what a program wants that only wants one to run.
     fn yield_to(
         &mut self,
         rival: &Agent,
@@ -593,7 +615,10 @@ impl Start<'_> {
         report: &mut Report,
     ) -> Result<Outcome, Failure> {
         self.undo(vigil, report);
-        report.refused(&Refusal::Rival);
+        match self.rivalry {
+            Rivalry::Refuse => report.refused(&Refusal::Rival),
+            Rivalry::Accept => report.rival_kept(rival.identity.pid),
+        }
         if !matches!(self.scene.tracking()?, Tracking::Running(_)) {
             self.scene
                 .pid_file
@@ -603,7 +628,10 @@ impl Start<'_> {
                 })?;
         }
         report.agents(std::slice::from_ref(rival), Some(rival.identity.pid));
-        Ok(Outcome::Refused)
+        Ok(match self.rivalry {
+            Rivalry::Refuse => Outcome::Refused,
+            Rivalry::Accept => Outcome::Kept,
+        })
     }
 
     /// Ends what was born of this start, and forgets it.
@@ -626,6 +654,8 @@ impl Start<'_> {
             }
         }
         self.newborn.kill();
+        // What a child leaves that is killed in the middle of its birth.
+        let _ = tracking_file::remove(&tracking_file::beside(scene.pid_file.path()));
         match scene.pid_file.remove_if_naming(self.pid()) {
             Ok(_) => {}
             Err(error) => report.note(format!(

@@ -89,13 +89,6 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
         }
         Clearing::Interrupted(interruption) => return Ok(Outcome::Interrupted(interruption)),
     };
-    if let Tracking::Unproven(record) = scene.tracking()?
-        && scene.has_unseen_holder(&record)?
-    {
-        report.not_stopped();
-        report.unseen_holder(scene.pid_file.path());
-        return Ok(Outcome::NotStopped);
-    }
     remove_tracking_files(&scene, report)?;
     if ended == 0 {
         report.nothing_to_stop();
@@ -194,6 +187,12 @@ pub(crate) fn clear_everything(
         if kin.relatives.is_empty() {
             if is_original_starting(scene)? && original.wait() {
                 continue;
+            }
+            if let Tracking::Unproven(record) = scene.tracking()?
+                && scene.has_unseen_holder(&record)?
+            {
+                report.unseen_holder(scene.pid_file.path());
+                return Ok(Clearing::Incomplete);
             }
             return Ok(settle(&kin.sighting, &survivors, ended, report));
         }

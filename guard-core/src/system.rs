@@ -15,7 +15,7 @@ use crate::scene::{Scene, cannot};
 use crate::settings::Settings;
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::start::{
-    Preparation, bring_up, clear_orphans, hold_interruptions, prepare, take_startup_lock,
+    Preparation, Rivalry, bring_up, clear_orphans, hold_interruptions, prepare, take_startup_lock,
 };
 use crate::startup_lock::{LockVerdict, STALE_AFTER, Starter};
 use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
@@ -97,8 +97,16 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
         if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
             return Ok(outcome);
         }
-        let outcome = bring_up(scene, guard, preparation, strangers, vigil, report)?;
-        if outcome != Outcome::Started {
+        let outcome = bring_up(
+            scene,
+            guard,
+            preparation,
+            Rivalry::Accept,
+            strangers,
+            vigil,
+            report,
+        )?;
+        if !matches!(outcome, Outcome::Started | Outcome::Kept) {
             return Ok(outcome);
         }
         let tracked = tracked(scene)?;
@@ -231,7 +239,15 @@ fn raise(
     let mut strangers = Strangers::default();
     let sighting = scene.look_at_strangers(&mut strangers)?;
     match sighting.agents.as_slice() {
-        [] => bring_up(scene, guard, preparation, strangers, vigil, report),
+        [] => bring_up(
+            scene,
+            guard,
+            preparation,
+            Rivalry::Accept,
+            strangers,
+            vigil,
+            report,
+        ),
         [agent] if agent.command.mode == scene.settings.mode => {
             keep(scene, agent, tracked, vigil, report)
         }

@@ -31,6 +31,10 @@ def take_overlap_locks():
         os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     workers = os.open(path + ".workers", os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        os.fchmod(workers, 0o666)  # whatever the umask: other users' agents lock it too
+    except PermissionError:
+        pass
+    try:
         fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         append("OVERLAP_LOG", "%d began while a worker of another agent lived" % os.getpid())

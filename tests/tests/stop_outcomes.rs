@@ -100,7 +100,14 @@ fn suspended_family_ends() {
 
 #[test]
 fn workers_of_a_dead_agent_count_are_named_and_end() {
-    for kinds in ["fork", "deaf", "spawn", "forkserver", "grandchild"] {
+    for kinds in [
+        "fork",
+        "deaf",
+        "setsid",
+        "spawn",
+        "forkserver",
+        "grandchild",
+    ] {
         for signal in [Signal::KILL, Signal::HUP] {
             let world = world_with_children(kinds);
             let agent = start_with_children(&world);
@@ -137,18 +144,6 @@ fn workers_of_a_dead_agent_count_are_named_and_end() {
             world.assert_nothing_left();
         }
     }
-}
-
-#[test]
-fn fork_in_a_session_of_its_own_cannot_be_told_from_the_agent_and_counts() {
-    let world = world_with_children("setsid");
-    let agent = start_with_children(&world);
-    let (_, orphan) = world.agent_children().remove(0);
-    world.kill(agent);
-    let said = world.expect(Program::Check, 1);
-    assert!(said.contains(&orphan.to_string()), "{said}");
-    world.expect(Program::Stop, 0);
-    world.assert_nothing_left();
 }
 
 #[test]
