@@ -454,6 +454,13 @@ impl Report {
         }
     }
 
+    /// The PID file proves an agent that no look at the processes shows.
+    pub fn missed(&mut self, pid: Pid) {
+        self.note(format!(
+            "cannot stop agent PID {pid}: it runs, but what belongs to it cannot be read"
+        ));
+    }
+
     /// An agent comes back as often as it is stopped.
     pub fn keeps_coming(&mut self) {
         self.note(

@@ -178,7 +178,8 @@ pub(crate) fn clear_everything(
     let mut original = Deadline::after(ORIGINAL_LIMIT);
     let mut round = 0;
     loop {
-        let mut kin = scene.gather(tracked(scene)?, KinOf::Everyone, strangers)?;
+        let tracked = tracked(scene)?;
+        let mut kin = scene.gather(tracked, KinOf::Everyone, strangers)?;
         kin.relatives
             .retain(|relative| !survivors.contains(&relative.identity));
         kin.spared
@@ -192,6 +193,25 @@ pub(crate) fn clear_everything(
                 && scene.has_unseen_holder(&record)?
             {
                 report.unseen_holder(scene.pid_file.path());
+                return Ok(Clearing::Incomplete);
+            }
+            // The PID file proves an agent that this look has missed: the system
+            // did not let us read it just then.
+            let is_accounted_for = |pid| {
+                survivors.iter().any(|survivor| survivor.pid == pid)
+                    || kin
+                        .sighting
+                        .agents
+                        .iter()
+                        .any(|agent| agent.contained && agent.identity.pid == pid)
+            };
+            if let Some(pid) = tracked.filter(|&pid| !is_accounted_for(pid)) {
+                *strangers = Strangers::default();
+                round += 1;
+                if round < ROUNDS {
+                    continue;
+                }
+                report.missed(pid);
                 return Ok(Clearing::Incomplete);
             }
             return Ok(settle(&kin.sighting, &survivors, ended, report));

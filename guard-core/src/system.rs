@@ -13,7 +13,7 @@ use crate::process_table::Pid;
 use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot};
 use crate::settings::Settings;
-use crate::sighting::{Agent, KinOf, Strangers};
+use crate::sighting::{Agent, KinOf, Sighting, Strangers};
 use crate::start::{
     Preparation, Rivalry, bring_up, clear_orphans, hold_interruptions, prepare, take_startup_lock,
 };
@@ -38,23 +38,18 @@ pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome,
         report.agent_only();
         let tracked = tracked(scene)?;
         let sighting = scene.look(tracked)?;
-        if !sighting.unseen.is_empty() {
-            report.unseen(&sighting.unseen);
-        }
         match sighting.agents.as_slice() {
             [agent] if agent.command.mode == settings.mode => {
+                report.unseen(&sighting.unseen);
                 keep(scene, agent, tracked, vigil, report)
             }
+            _ if !sighting.unseen.is_empty() => Ok(cannot_tell(&sighting, report)),
             [] => {
                 if !sighting.orphans.is_empty()
                     && let Some(outcome) =
                         clear_orphans(scene, tracked, KinOf::Orphans, vigil, report)?
                 {
                     return Ok(outcome);
-                }
-                if !sighting.unseen.is_empty() {
-                    report.refused(&Refusal::CannotTell);
-                    return Ok(Outcome::Refused);
                 }
                 raise(scene, guard, prepare(settings)?, vigil, report)
             }
@@ -92,6 +87,9 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
             return Ok(outcome);
         }
         let sighting = scene.look(tracked(scene)?)?;
+        if !sighting.unseen.is_empty() {
+            return Ok(cannot_tell(&sighting, report));
+        }
         let mut strangers = Strangers::default();
         report.restarting(sighting.agents.len(), sighting.orphans.len());
         if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
@@ -123,6 +121,14 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
             }
         }
     })
+}
+
+/// What cannot be seen may be an agent: nothing is started beside it.
+fn cannot_tell(sighting: &Sighting, report: &mut Report) -> Outcome {
+    report.refused(&Refusal::CannotTell);
+    report.agents(&sighting.agents, None);
+    report.unseen(&sighting.unseen);
+    Outcome::Refused
 }
 
 /// Waits for the guard and runs `verb` under it, deaf to nothing.
