@@ -268,6 +268,34 @@ fn agent_in_a_container_counts_and_is_named_and_never_signalled() {
 }
 
 #[test]
+fn start_in_progress_in_a_container_is_respected() {
+    let mut world = World::new();
+    world.set("TEST_AGENT_SILENT", "1");
+    world.set("VOICE_GUARD_VERIFY_SECONDS", "60");
+    let Some(mut command) = container(&world, "a start in progress in a container") else {
+        return;
+    };
+    command
+        .arg(world.link(Program::Start))
+        .stdout(Stdio::null());
+    let container = Stranger::of(command);
+    until("the agent", || world.starts().len() == 1);
+    let agent = world.agents()[0];
+    for program in [Program::Check, Program::Start] {
+        let (code, said) = outcome(&world, program, NO_ARGUMENTS);
+        assert_eq!(code, 1, "{}: {said}", program.name());
+    }
+    assert_eq!(world.agents(), [agent]);
+    drop(container);
+    until("the container's end", || world.agents().is_empty());
+    world.unset("TEST_AGENT_SILENT");
+    world.expect(Program::Start, 0);
+    world.assert_one_agent();
+    world.expect(Program::Stop, 0);
+    world.assert_nothing_left();
+}
+
+#[test]
 fn agent_outside_is_respected_from_inside_a_container() {
     let world = World::new();
     let Some(mut check) = container(&world, "a check in a container") else {

@@ -506,6 +506,34 @@ fn interrupted_start_is_undone_or_tracked() {
 }
 
 #[test]
+fn what_the_caller_ignores_does_not_interrupt_a_start() {
+    let mut world = World::new();
+    let fifo = world.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    world.set("FIFO", &fifo);
+    world.set("VOICE_GUARD_VERIFY_SECONDS", LONG);
+    let script = "\
+import os, signal
+print('not yet', flush=True)
+open(os.environ['FIFO']).read()
+print('registered worker', flush=True)
+signal.pause()
+";
+    fs::write(world.script(), script).unwrap();
+    // As `nohup` and a script's background jobs do it.
+    let line = "trap '' INT HUP TERM";
+    let mut starter = Stranger::of(after(&world, line, Program::Start));
+    until("the agent", || world.log().contains("not yet"));
+    for signal in [Signal::INT, Signal::HUP, Signal::TERM] {
+        world.signal(starter.pid(), signal);
+    }
+    drop(fs::File::create(&fifo).unwrap());
+    assert_eq!(starter.wait().code(), Some(0));
+    world.assert_one_agent();
+    world.expect(Program::Stop, 0);
+}
+
+#[test]
 fn interrupt_from_the_keyboard_does_not_reach_the_agent_by_itself() {
     let mut world = World::new();
     // Ctrl-C goes to the whole group of the terminal's foreground job; the

@@ -130,7 +130,7 @@ fn little_address_space_and_file_size() {
     for line in [
         "ulimit -v 20000",
         "ulimit -f 0",
-        "ulimit -s 128",
+        "ulimit -s 1024",
         "ulimit -c 0; ulimit -t 1",
     ] {
         for program in Program::ALL {
