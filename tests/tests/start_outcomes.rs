@@ -179,6 +179,7 @@ fn agent_that_cannot_be_understood_by_python() {
 fn agent_that_leaves_children_when_it_dies_in_the_start() {
     let mut world = World::new();
     world.set("TEST_AGENT_CHILDREN", "setsid,deaf");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.3");
     world.set("TEST_AGENT_DIE_AFTER", "0");
     let (code, said) = outcome(&world, Program::Start, NO_ARGUMENTS);
     assert_eq!(code, 1, "{said}");
