@@ -536,6 +536,18 @@ pub fn move_files_into_sticky_folder(world: &mut World) -> PathBuf {
     folder
 }
 
+/// Removes what the test agent of one user has left for the tests and that of
+/// another could not overwrite.
+pub fn remove_traces(world: &World) {
+    for entry in fs::read_dir(world.path("")).expect("the world's folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("overlap.") || name == "starts.log" {
+            fs::remove_file(&path).expect("remove a trace");
+        }
+    }
+}
+
 /// A path with a name that is no UTF-8.
 #[must_use]
 pub fn odd_name() -> OsString {

@@ -204,6 +204,7 @@ signal.pause()
 fn forks_of_the_agent_are_no_second_agent() {
     let mut world = World::new();
     world.set("TEST_AGENT_CHILDREN", "fork,setsid,grandchild");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.3");
     world.expect(Program::Start, 0);
     let agent = world.assert_one_agent();
     let (_, seen) = report(&world, Program::Check);

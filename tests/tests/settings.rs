@@ -117,20 +117,18 @@ fn flag_wins_over_environment_for_what_runs() {
 fn readiness_is_what_the_pattern_says() {
     let mut world = World::new();
     world.set("VOICE_GUARD_READY_PATTERN", "never shown");
-    world.set("VOICE_GUARD_VERIFY_SECONDS", "0.3");
+    // The flag is to win, and the test not to wait.
+    world.set("VOICE_GUARD_VERIFY_SECONDS", "60");
+    let mut start = world.program(Program::Start);
+    start.args(["--json", "--verify-seconds", "0.3"]);
     let begun = Instant::now();
-    let (code, seen) = report(&world, Program::Start);
-    assert_eq!(
-        (code, &seen["registration_confirmed"]),
-        (0, &false.into()),
-        "{seen}"
-    );
+    let output = run(&world, start);
     let waited = begun.elapsed();
+    assert_eq!(verdict(&output), 0, "{}", text(&output));
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(seen["registration_confirmed"], false, "{seen}");
     assert!(waited >= Duration::from_millis(300), "{waited:?}");
-    assert!(
-        waited < Duration::from_secs(3),
-        "the default window was waited for"
-    );
+    assert!(waited < Duration::from_secs(20), "{waited:?}");
     stop(&world);
     let mut start = world.program(Program::Start);
     start.args(["--json", "--ready-pattern", "^starting w[o]rker$"]);

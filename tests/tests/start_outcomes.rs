@@ -179,6 +179,7 @@ fn agent_that_cannot_be_understood_by_python() {
 fn agent_that_leaves_children_when_it_dies_in_the_start() {
     let mut world = World::new();
     world.set("TEST_AGENT_CHILDREN", "setsid,deaf");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.3");
     world.set("TEST_AGENT_DIE_AFTER", "0");
     let (code, said) = outcome(&world, Program::Start, NO_ARGUMENTS);
     assert_eq!(code, 1, "{said}");
@@ -503,6 +504,34 @@ fn interrupted_start_is_undone_or_tracked() {
         }
     }
     world.assert_no_overlap();
+}
+
+#[test]
+fn what_the_caller_ignores_does_not_interrupt_a_start() {
+    let mut world = World::new();
+    let fifo = world.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    world.set("FIFO", &fifo);
+    world.set("VOICE_GUARD_VERIFY_SECONDS", LONG);
+    let script = "\
+import os, signal
+print('not yet', flush=True)
+open(os.environ['FIFO']).read()
+print('registered worker', flush=True)
+signal.pause()
+";
+    fs::write(world.script(), script).unwrap();
+    // As `nohup` and a script's background jobs do it.
+    let line = "trap '' INT HUP TERM";
+    let mut starter = Stranger::of(after(&world, line, Program::Start));
+    until("the agent", || world.log().contains("not yet"));
+    for signal in [Signal::INT, Signal::HUP, Signal::TERM] {
+        world.signal(starter.pid(), signal);
+    }
+    drop(fs::File::create(&fifo).unwrap());
+    assert_eq!(starter.wait().code(), Some(0));
+    world.assert_one_agent();
+    world.expect(Program::Stop, 0);
 }
 
 #[test]
