@@ -84,9 +84,22 @@ def say_ready():
         say("2026-11-24 06:17:27,074 - INFO livekit.agents - " + READY)
 
 
-def live_on():
+def wait_for_death():
+    """For children, which handle no signal: they are killed or they ignore it."""
     while True:
         signal.pause()
+
+
+def heed_signals():
+    """Gives a pipe that can be read when a signal has arrived.
+
+    One that arrives just before `signal.pause()` would be handled after the
+    next one only.
+    """
+    heard, hear = os.pipe()
+    os.set_blocking(hear, False)
+    signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
+    return heard
 
 
 def forked_child(deaf=True, session=False, grandchild=False):
@@ -94,6 +107,7 @@ def forked_child(deaf=True, session=False, grandchild=False):
     arrived, arrive = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.set_wakeup_fd(-1)
         os.close(arrived)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -102,11 +116,11 @@ def forked_child(deaf=True, session=False, grandchild=False):
         if grandchild and os.fork() == 0:
             os.write(arrive, b"%d\n" % os.getpid())
             os.close(arrive)
-            live_on()
+            wait_for_death()
         if not grandchild:
             os.write(arrive, b"%d\n" % os.getpid())
         os.close(arrive)
-        live_on()
+        wait_for_death()
     os.close(arrive)
     with os.fdopen(arrived, "rb") as pipe:
         number = int(pipe.readline())
@@ -125,7 +139,7 @@ def multiprocessing_worker(pipe):
         with open(library, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     pipe.send(os.getpid())
-    live_on()
+    wait_for_death()
     del mapped
 
 
@@ -186,6 +200,13 @@ def restart_itself(*_):
         code = subprocess.run([command], check=False).returncode
     elif by == "system":
         code = os.waitstatus_to_exitcode(os.system("'" + command + "'"))
+    elif by == "three-at-once":
+        import subprocess
+
+        # Not waited for: each of them stops the agent that the one before started.
+        for _ in range(3):
+            subprocess.Popen([command])
+        return
     elif by == "popen-and-exit":
         import subprocess
 
@@ -216,6 +237,7 @@ def main():
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGUSR1, restart_itself)
+    heard = heed_signals()
     say("starting worker")
     start_children()
     if option("DIE_AFTER"):
@@ -228,7 +250,8 @@ def main():
         time.sleep(0.01)
     if not option("SILENT"):
         say_ready()
-    live_on()
+    while True:
+        os.read(heard, 64)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ pub use barrier::{Barrier, Finished, Released};
 pub use processes::{Process, all_processes, is_alive, process};
 pub use program::{Program, binary, python, resolve_python};
 pub use wait::{eventually, eventually_some, until, within};
-pub use world::{HandAgent, World, left_out, text};
+pub use world::{HandAgent, World, available, left_out, text};
 
 /// How many rounds a race runs: `VOICE_GUARD_TEST_ROUNDS` if it is set (the full
 /// proof runs 200), otherwise the number the test gives for everyday use.

@@ -640,6 +640,21 @@ pub fn text(output: &Output) -> String {
     )
 }
 
+/// Are these tools in the path that worlds have? If one is not, says on stderr
+/// that `what` is left out.
+#[must_use]
+pub fn available(tools: &[&str], what: &str) -> bool {
+    let missing = tools.iter().find(|tool| {
+        !PATH
+            .split(':')
+            .any(|folder| Path::new(folder).join(tool).is_file())
+    });
+    if let Some(tool) = missing {
+        left_out(what, &format!("{tool} is not installed"));
+    }
+    missing.is_none()
+}
+
 /// Says on stderr that something is not tested here, and why.
 pub fn left_out(what: &str, why: &str) {
     eprintln!("left out: {what}: {why}");

@@ -13,16 +13,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use scenarios::{
-    Barrier, Finished, Program, World, eventually, is_alive, left_out, process, slow_rounds, text,
-    until,
+    Barrier, Finished, Program, World, available, eventually, is_alive, left_out, process,
+    slow_rounds, text, until,
 };
 
 const REFUSAL: &str = "ERROR: Already running or locked";
 
-fn world() -> World {
+/// `None` where the old scripts cannot run.
+fn world() -> Option<World> {
+    if !available(&["bash", "ps", "awk"], "old scripts beside new programs") {
+        return None;
+    }
     let mut world = World::new();
     world.set("OLD_STYLE_VERIFY_SECONDS", "0.2");
-    world
+    Some(world)
 }
 
 // ---- Every mix of old and new check, start and stop.
@@ -70,7 +74,7 @@ fn all_old_live_together() {
 
 /// One life, from a safe check to a stop, with the given scripts still old.
 fn live_together(old: &[Program]) {
-    let world = world();
+    let Some(world) = world() else { return };
     world.migrate_all_but(old);
     world.expect(Program::Check, 0);
     world.expect(Program::Start, 0);
@@ -110,7 +114,7 @@ fn live_together(old: &[Program]) {
 fn old_and_new_system_starts_keep_each_others_agent() {
     for starter in [Program::Start, Program::System] {
         for old_starter in [true, false] {
-            let world = world();
+            let Some(world) = world() else { return };
             let first = if old_starter {
                 world.old_style(starter)
             } else {
@@ -131,7 +135,7 @@ fn old_and_new_system_starts_keep_each_others_agent() {
 
 #[test]
 fn a_new_restart_replaces_what_an_old_restart_started() {
-    let world = world();
+    let Some(world) = world() else { return };
     expect(&world, world.old_style(Program::Restart), 0);
     let [old] = world.agents()[..] else {
         panic!("one agent expected\n{}", world.describe());
@@ -151,7 +155,7 @@ fn a_new_restart_replaces_what_an_old_restart_started() {
 
 #[test]
 fn a_new_system_start_takes_an_old_restarts_agent_into_the_pid_file() {
-    let world = world();
+    let Some(world) = world() else { return };
     expect(&world, world.old_style(Program::Restart), 0);
     let agents = world.agents();
     world.expect(Program::System, 0);
@@ -164,7 +168,7 @@ fn a_new_system_start_takes_an_old_restarts_agent_into_the_pid_file() {
 
 #[test]
 fn an_old_restart_replaces_what_a_new_start_started() {
-    let world = world();
+    let Some(world) = world() else { return };
     world.expect(Program::Start, 0);
     let agent = world.assert_one_agent();
     expect(&world, world.old_style(Program::Restart), 0);
@@ -178,7 +182,7 @@ fn an_old_restart_replaces_what_a_new_start_started() {
 
 #[test]
 fn a_new_stop_ends_duplicates_of_old_and_new_making() {
-    let world = world();
+    let Some(world) = world() else { return };
     world.expect(Program::Start, 0);
     let duplicates = [world.agent_by_hand("dev"), world.agent_by_hand("dev")];
     world.expect(Program::Stop, 0);
@@ -190,7 +194,7 @@ fn a_new_stop_ends_duplicates_of_old_and_new_making() {
 
 #[test]
 fn a_new_start_clears_the_orphan_workers_that_an_old_stop_leaves() {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     world.set("TEST_AGENT_CHILDREN", "spawn,forkserver");
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.5");
     world.expect(Program::Start, 0);
@@ -216,7 +220,7 @@ fn a_new_start_clears_the_orphan_workers_that_an_old_stop_leaves() {
 
 #[test]
 fn a_lock_left_by_a_killed_old_starter_does_not_hinder_a_new_start() {
-    let world = world();
+    let Some(world) = world() else { return };
     let (mut starter, _) = paused_old_starter(&world);
     world.kill(starter.id());
     starter.wait().unwrap();
@@ -230,7 +234,7 @@ fn a_lock_left_by_a_killed_old_starter_does_not_hinder_a_new_start() {
 
 #[test]
 fn an_old_start_in_progress_refuses_a_new_check_and_a_new_start() {
-    let world = world();
+    let Some(world) = world() else { return };
     let (mut starter, fifo) = paused_old_starter(&world);
     let lock = std::fs::read(world.lock_file()).unwrap();
     world.expect(Program::Check, 1);
@@ -247,7 +251,7 @@ fn an_old_start_in_progress_refuses_a_new_check_and_a_new_start() {
 
 #[test]
 fn a_new_system_start_beside_an_old_start_in_progress_ends_with_one_agent() {
-    let world = world();
+    let Some(world) = world() else { return };
     let (mut starter, fifo) = paused_old_starter(&world);
     let mut system = world
         .program(Program::System)
@@ -265,7 +269,7 @@ fn a_new_system_start_beside_an_old_start_in_progress_ends_with_one_agent() {
 
 #[test]
 fn a_new_start_in_progress_refuses_an_old_check_and_an_old_start() {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     world.set("TEST_AGENT_SILENT", "1");
     world.set("VOICE_GUARD_VERIFY_SECONDS", "5");
     let mut starter = world
@@ -291,7 +295,7 @@ fn a_new_start_in_progress_refuses_an_old_check_and_an_old_start() {
 
 #[test]
 fn an_old_check_sees_the_lock_of_a_new_start_without_any_agent() {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     world.set("TEST_AGENT_SILENT", "1");
     world.set("VOICE_GUARD_VERIFY_SECONDS", "20");
     let mut starter = world
@@ -351,7 +355,7 @@ enum Between {
 
 /// The old starter has looked; the new one starts; then the old one goes on.
 fn old_comes_between(program: Program, when: Between) {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     let (mut old, before_lock, before_agent) = unseen_old_starter(&world);
     let ready = world.path("ready");
     world.set("TEST_AGENT_READY_FILE", &ready);
@@ -406,7 +410,7 @@ fn old_comes_between(program: Program, when: Between) {
 /// old agent begins before the new starter's last look.
 #[test]
 fn an_old_starter_racing_a_new_one_ends_with_one_agent() {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     world.set("TEST_AGENT_READY_DELAY", "0.6");
     for round in 0..slow_rounds(8) {
         let mut old = world.old_style(Program::Start);
@@ -446,7 +450,7 @@ fn an_old_starter_racing_a_new_one_ends_with_one_agent() {
 
 #[test]
 fn an_old_starter_racing_a_new_system_start_ends_with_one_agent() {
-    let mut world = world();
+    let Some(mut world) = world() else { return };
     world.set("TEST_AGENT_READY_DELAY", "0.6");
     for round in 0..slow_rounds(5) {
         let lead = Duration::from_millis(20) * u32::try_from(round % 4).unwrap();
@@ -462,7 +466,7 @@ fn an_old_starter_racing_a_new_system_start_ends_with_one_agent() {
 
 #[test]
 fn an_old_stop_racing_a_new_start_leaves_no_untracked_agent() {
-    let world = world();
+    let Some(world) = world() else { return };
     for round in 0..slow_rounds(8) {
         let lead = Duration::from_millis(10) * u32::try_from(round % 5).unwrap();
         let start = later(&world, &world.program(Program::Start), lead);
@@ -488,7 +492,7 @@ fn an_old_stop_racing_a_new_start_leaves_no_untracked_agent() {
 
 #[test]
 fn a_new_stop_racing_an_old_start_is_cleaned_by_the_next_stop() {
-    let world = world();
+    let Some(world) = world() else { return };
     for round in 0..slow_rounds(6) {
         let lead = Duration::from_millis(15) * u32::try_from(round % 5).unwrap();
         let stop = later(&world, &world.program(Program::Stop), lead);

@@ -13,7 +13,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Output, Stdio};
 
-use scenarios::{Program, World, is_alive, python, text, until};
+use scenarios::{Program, World, available, is_alive, python, text, until};
 
 const REFUSAL: &str = "ERROR: Already running or locked";
 
@@ -95,6 +95,9 @@ fn the_second_terminal_is_refused_while_the_first_is_starting() {
 
 #[test]
 fn the_pid_file_snippet_finds_the_agent() {
+    if !available(&["ps"], "the PID file snippet") {
+        return;
+    }
     let world = world();
     let snippet = r#"
         if [ -f "/tmp/letta_voice_agent.pid" ]; then
@@ -454,6 +457,9 @@ fn killing_by_the_pid_file_leaves_no_worker_beside_the_next_agent() {
 /// Recovery scripts kill by the script's name; here no other process can bear it.
 #[test]
 fn recovery_by_the_scripts_name_lets_the_next_start_work() {
+    if !available(&["pkill"], "recovery by pkill") {
+        return;
+    }
     let world = world();
     expect(&world, "./start_voice_agent_safe.sh", 0);
     let pattern = format!("{}.py", world.family());
@@ -472,6 +478,9 @@ fn recovery_by_the_scripts_name_lets_the_next_start_work() {
 
 #[test]
 fn ps_shows_one_line_for_a_running_agent_and_none_for_the_programs() {
+    if !available(&["ps"], "what ps shows") {
+        return;
+    }
     let world = world();
     // Not a pipeline: its own grep would be a line too.
     let lines = || {

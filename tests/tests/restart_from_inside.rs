@@ -92,6 +92,22 @@ fn the_successor_can_restart_itself_in_its_turn() {
     }
 }
 
+/// Born of the agent, they must not be taken for a part of it by each other.
+#[test]
+fn restarts_from_inside_do_not_stop_each_other() {
+    let world = world(Program::Restart, "three-at-once");
+    world.expect(Program::Start, 0);
+    let first = world.assert_one_agent();
+    world.signal(first, Signal::USR1);
+    within(Duration::from_secs(20), "three successors", || {
+        world.starts().len() == 4
+    });
+    settle(&world);
+    assert_eq!(world.starts().last(), Some(&world.assert_one_agent()));
+    world.assert_no_overlap();
+    world.leave_agents();
+}
+
 /// What an agent started is not the agent: the restart that it runs must not
 /// make its successor a part of itself that the next stop forgets.
 #[test]
