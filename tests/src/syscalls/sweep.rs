@@ -1,0 +1,502 @@
+//! One scenario after the other, each with one fault at one system call.
+//!
+//! How much is visited: every `cargo test` a sample; everything with
+//! `VOICE_GUARD_SWEEP=full`; one case with `VOICE_GUARD_SWEEP_AT='…'`, which
+//! every failure names in a command that can be pasted.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io::{Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::{Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, run};
+use crate::{Program, World, left_out, text};
+
+/// One fault at one point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// Where.
+    pub point: Point,
+    /// What.
+    pub fault: Fault,
+    /// Who goes first after a fork.
+    pub order: Order,
+    /// The call that is expected there; none if the case was typed by a person.
+    pub name: Option<String>,
+}
+
+impl Case {
+    /// A case at a call that was seen in a run in this order.
+    #[must_use]
+    pub fn at(call: &Call, fault: Fault, order: Order) -> Self {
+        Self {
+            point: call.point,
+            fault,
+            order,
+            name: Some(call.name.clone()),
+        }
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} {} ", self.point.who, self.point.number)?;
+        match self.fault {
+            Fault::Kill(Victims::Program) => write!(out, "kill:program"),
+            Fault::Kill(Victims::Child) => write!(out, "kill:child"),
+            Fault::Kill(Victims::Both) => write!(out, "kill:both"),
+            Fault::Fail(errno) => write!(out, "fail:{errno:?}"),
+            Fault::FailFromThenOn(errno) => write!(out, "fail-on:{errno:?}"),
+            Fault::Short => write!(out, "short"),
+        }?;
+        match self.order {
+            Order::Free => write!(out, " free"),
+            Order::ProgramFirst => write!(out, " program-first"),
+            Order::ChildFirst => write!(out, " child-first"),
+        }
+    }
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [who, number, fault, order] = words[..] else {
+            return Err(format!("{text:?} is not `WHO NUMBER FAULT ORDER`"));
+        };
+        let errno = |name: &str| {
+            (1..=133)
+                .map(Errno::from_raw)
+                .find(|errno| format!("{errno:?}") == name)
+                .ok_or_else(|| format!("{name:?} is no errno"))
+        };
+        Ok(Self {
+            point: Point {
+                who: Who::from_str(who)?,
+                number: number
+                    .parse()
+                    .map_err(|error| format!("{number:?}: {error}"))?,
+            },
+            fault: match fault.split_once(':') {
+                Some(("kill", "program")) => Fault::Kill(Victims::Program),
+                Some(("kill", "child")) => Fault::Kill(Victims::Child),
+                Some(("kill", "both")) => Fault::Kill(Victims::Both),
+                Some(("fail", name)) => Fault::Fail(errno(name)?),
+                Some(("fail-on", name)) => Fault::FailFromThenOn(errno(name)?),
+                None if fault == "short" => Fault::Short,
+                _ => return Err(format!("{fault:?} is no fault")),
+            },
+            order: match order {
+                "free" => Order::Free,
+                "program-first" => Order::ProgramFirst,
+                "child-first" => Order::ChildFirst,
+                _ => return Err(format!("{order:?} is no order")),
+            },
+            name: None,
+        })
+    }
+}
+
+/// What there was when a run began, and what was seen in it.
+#[derive(Debug)]
+pub struct Seen {
+    /// The agents that lived before.
+    pub before: Vec<u32>,
+    /// The fault; none in the run that only looks.
+    pub case: Option<Case>,
+    /// The run.
+    pub run: Run,
+}
+
+/// A program in a situation, and what must be true after a fault in it.
+pub struct Scenario<'test> {
+    /// The test's file and function, for the command that repeats a case.
+    pub test: (&'test str, &'test str),
+    /// The program that is visited.
+    pub program: Program,
+    /// Makes the situation.
+    pub set_up: &'test dyn Fn(&mut World),
+    /// The cases, from what the given function sees when nothing goes wrong.
+    pub cases: &'test dyn Fn(&mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case>,
+    /// Says what is wrong after a run.
+    pub judge: &'test dyn Fn(&World, &Seen) -> Result<(), String>,
+    /// How many cases an everyday run visits, evenly spread.
+    pub sample: usize,
+}
+
+enum Extent {
+    Everything,
+    Sample,
+    One(Case),
+}
+
+impl Extent {
+    fn wanted() -> Self {
+        if let Ok(text) = std::env::var("VOICE_GUARD_SWEEP_AT") {
+            return Self::One(
+                text.parse()
+                    .unwrap_or_else(|error| panic!("VOICE_GUARD_SWEEP_AT: {error}")),
+            );
+        }
+        match std::env::var("VOICE_GUARD_SWEEP").as_deref() {
+            Ok("full") => Self::Everything,
+            Ok("sample") | Err(_) => Self::Sample,
+            Ok(other) => panic!("VOICE_GUARD_SWEEP is `full` or `sample`, not {other:?}"),
+        }
+    }
+}
+
+/// Set in a test executable that is already alone (see [`alone`]).
+const ALONE: &str = "VOICE_GUARD_SWEEP_ALONE";
+
+/// Init of the namespace: runs the test and reaps what loses its parent.
+const INIT: &str = r#""$@"; exit $?"#;
+
+/// Runs a test again in a PID namespace of its own, where `/proc` shows only
+/// what belongs to it: the calls of a pass over all processes are then few and
+/// the same in every run. Where that is not permitted it runs here.
+pub fn alone(test: &str, body: impl FnOnce()) {
+    if let Err(why) = available() {
+        left_out(test, &why);
+        return;
+    }
+    let user = if nix::unistd::geteuid().is_root() {
+        &[][..]
+    } else {
+        &["--user", "--map-root-user"][..]
+    };
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command
+            .args(user)
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command
+    };
+    let possible = || {
+        unshare()
+            .arg("true")
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if std::env::var_os(ALONE).is_some() {
+        body();
+    } else if possible() {
+        let mut said = tempfile::tempfile().expect("a file for the output");
+        let status = unshare()
+            .args(["/bin/sh", "-c", INIT, "sh"])
+            .arg(std::env::current_exe().expect("this test executable"))
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(ALONE, "1")
+            .env("RUST_BACKTRACE", "0")
+            .stdout(said.try_clone().expect("the output file"))
+            .stderr(said.try_clone().expect("the output file"))
+            .status()
+            .expect("unshare");
+        let mut text = String::new();
+        said.seek(SeekFrom::Start(0)).expect("rewind the output");
+        said.read_to_string(&mut text).expect("the output");
+        assert!(status.success(), "{text}");
+        eprint!("{text}");
+    } else {
+        left_out(
+            &format!("a PID namespace of its own for {test}"),
+            "unshare is missing or may not make one",
+        );
+        body();
+    }
+}
+
+impl Scenario<'_> {
+    /// Visits the cases; panics with all failures at the end.
+    ///
+    /// # Panics
+    /// If anything is wrong after any of them.
+    pub fn sweep(&self) {
+        let began = Instant::now();
+        let cases = match Extent::wanted() {
+            Extent::One(case) => vec![case],
+            Extent::Everything => (self.cases)(&mut |order| self.look(order)),
+            Extent::Sample => {
+                let all = (self.cases)(&mut |order| self.look(order));
+                // Never the same step as the rhythm of the calls themselves.
+                let step = (all.len() / self.sample.max(1)).max(1) | 1;
+                all.into_iter().step_by(step).collect()
+            }
+        };
+        let mut tally = Tally::default();
+        let mut failures = Vec::new();
+        let mut slowest = (Duration::ZERO, String::new());
+        for case in &cases {
+            let started = Instant::now();
+            if let Err(failure) = self.visit(case, &mut tally) {
+                failures.push(failure);
+            }
+            if started.elapsed() > slowest.0 {
+                slowest = (started.elapsed(), case.to_string());
+            }
+        }
+        let summary = format!(
+            "{}: {}: {} cases at {} calls, {} at another call than expected, {} not reached, {} failed, {:.1} s; slowest {:.2} s: {}",
+            self.program.name(),
+            self.test.1,
+            cases.len(),
+            tally.points.len(),
+            tally.moved,
+            tally.not_reached,
+            failures.len(),
+            began.elapsed().as_secs_f64(),
+            slowest.0.as_secs_f64(),
+            slowest.1,
+        );
+        eprintln!("{summary}");
+        assert!(
+            failures.is_empty(),
+            "{summary}\n\n{}",
+            failures.join("\n\n")
+        );
+        // What moves was not judged: it must stay the exception.
+        assert!(
+            (tally.moved + tally.not_reached) * 5 <= cases.len() + 5,
+            "{summary}\nthe runs differ too much from each other to visit every call"
+        );
+    }
+
+    /// A run in which nothing goes wrong: its calls.
+    fn look(&self, order: Order) -> Vec<Call> {
+        let plan = Plan {
+            order,
+            ..Plan::look()
+        };
+        let mut calls = Vec::new();
+        let judged = self.judged(None, &plan, &mut |run| calls.clone_from(&run.calls));
+        if let Err(what) = judged {
+            panic!(
+                "{} without any fault ({order:?}): {what}",
+                self.program.name()
+            );
+        }
+        assert!(
+            !calls.is_empty(),
+            "{} makes no system call after its main began",
+            self.program.name()
+        );
+        calls
+    }
+
+    fn visit(&self, case: &Case, tally: &mut Tally) -> Result<(), String> {
+        let plan = Plan {
+            deadline: Duration::from_secs(15),
+            ..Plan::with(case.point, case.fault, case.order)
+        };
+        let mut reached = None;
+        let mut output = String::new();
+        let mut end = None;
+        let judged = self.judged(Some(case), &plan, &mut |run| {
+            reached.clone_from(&run.reached);
+            output.clone_from(&run.output);
+            end = Some(run.end);
+        });
+        let Some(call) = reached else {
+            tally.not_reached += 1;
+            return judged.map_err(|what| format!("{case} was not reached, yet: {what}"));
+        };
+        let moved = case.name.as_ref().is_some_and(|name| *name != call.name);
+        if moved {
+            tally.moved += 1;
+        } else {
+            tally.points.insert(call.point);
+        }
+        // Another call than expected: a kill is a kill; an error may be one that
+        // this call never reports, so nothing is said about it.
+        if moved && !matches!(case.fault, Fault::Kill(_)) {
+            return Ok(());
+        }
+        let (file, test) = self.test;
+        judged.map_err(|what| {
+            format!(
+                "{} with `{case}` at {}\n  {what}\n  it ended with {end:?} and said: {}\n  again: VOICE_GUARD_SWEEP_AT='{case}' cargo test -p scenarios --test {file} {test} -- --exact --nocapture",
+                self.program.name(),
+                call.describe(),
+                output.trim_end().replace('\n', "\n    "),
+            )
+        })
+    }
+
+    fn judged(
+        &self,
+        case: Option<&Case>,
+        plan: &Plan,
+        note: &mut dyn FnMut(&Run),
+    ) -> Result<(), String> {
+        let judged = catch_unwind(AssertUnwindSafe(|| {
+            let mut world = World::new();
+            // Short enough that a case without the awaited event costs little;
+            // nothing here relies on how long they are.
+            world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
+            world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
+            (self.set_up)(&mut world);
+            let before = world.agents();
+            let run = run(&world.program(self.program), plan)?;
+            note(&run);
+            let seen = Seen {
+                before,
+                case: case.cloned(),
+                run,
+            };
+            let judged = (self.judge)(&world, &seen);
+            if judged.is_err() {
+                world.kill_everything();
+            }
+            judged
+        }));
+        judged.unwrap_or_else(|panic| {
+            Err(panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+                .unwrap_or_else(|| "a panic without words".to_owned()))
+        })
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    points: HashSet<Point>,
+    moved: usize,
+    not_reached: usize,
+}
+
+// ---- What must be true after any fault, whatever the program.
+
+/// The agent that lives, if any; wrong if there are two, or if one is not tracked.
+///
+/// # Errors
+/// What is wrong.
+pub fn tracked_agent(world: &World) -> Result<Option<u32>, String> {
+    match world.agents()[..] {
+        [] => Ok(None),
+        [agent] if world.pid_in_file() == Some(agent) => Ok(Some(agent)),
+        [agent] => Err(format!(
+            "UNTRACKED: agent {agent} lives and the PID file does not name it\n{}",
+            world.describe()
+        )),
+        _ => Err(format!("SEVERAL agents live\n{}", world.describe())),
+    }
+}
+
+/// The next start, at once: afterwards exactly one agent lives, tracked; refused
+/// if one lives already, which stays the same.
+///
+/// # Errors
+/// What is wrong.
+pub fn next_start(world: &World, living: Option<u32>) -> Result<(), String> {
+    let began = Instant::now();
+    let output = world.run(Program::Start);
+    let took = began.elapsed();
+    let said = text(&output);
+    let told = |what: &str| {
+        Err(format!(
+            "the next start {what}; it ended with {} after {took:?} and said: {said}\n{}",
+            output.status,
+            world.describe()
+        ))
+    };
+    match (living, output.status.code()) {
+        (None, Some(0)) => {}
+        (Some(_), Some(1)) if said.contains("ERROR: Already running or locked") => {}
+        (None, _) => return told("does not start although no agent lives"),
+        (Some(_), _) => return told("does not refuse although an agent lives"),
+    }
+    // Starting Python takes some 30 ms; what is meant is the originals' 30 s.
+    if took > Duration::from_secs(4) {
+        return told("waits");
+    }
+    match tracked_agent(world)? {
+        None => told("leaves no agent"),
+        Some(agent) if living.is_some_and(|living| living != agent) => {
+            told("replaced the living agent")
+        }
+        Some(_) => overlap(world),
+    }
+}
+
+/// The next stop cleans everything: no process, no tracking file, exit 0.
+///
+/// # Errors
+/// What is wrong.
+pub fn next_stop(world: &World) -> Result<(), String> {
+    let output = world.run(Program::Stop);
+    if output.status.code() != Some(0) {
+        return Err(format!(
+            "the next stop ended with {} and said: {}\n{}",
+            output.status,
+            text(&output),
+            world.describe()
+        ));
+    }
+    nothing_left(world).map_err(|what| format!("after the next stop {what}"))?;
+    overlap(world)
+}
+
+/// No process of the family, no PID file, no lock file, no temporary file of a start.
+///
+/// # Errors
+/// What is left.
+pub fn nothing_left(world: &World) -> Result<(), String> {
+    let mut left = String::new();
+    for process in world.family_processes() {
+        let _ = write!(left, "\n  {}", process.describe());
+    }
+    for name in [
+        "agent.pid",
+        "agent.lock",
+        ".agent.pid.new",
+        ".agent.lock.new",
+    ] {
+        if world.path(name).symlink_metadata().is_ok() {
+            let _ = write!(left, "\n  {name}");
+        }
+    }
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("there is left:{left}"))
+    }
+}
+
+/// Two agents never ran at the same time.
+///
+/// # Errors
+/// What the agents saw.
+pub fn overlap(world: &World) -> Result<(), String> {
+    let overlaps = world.overlaps();
+    if overlaps.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("two agents ran at once: {overlaps}"))
+    }
+}
+
+/// The program came to an end by itself: no hang, no panic, no death by a
+/// signal; its exit code.
+///
+/// # Errors
+/// How it ended.
+pub fn exit_code(run: &Run) -> Result<i32, String> {
+    if run.hung {
+        return Err("it HANGS".to_owned());
+    }
+    if run.output.contains("panicked") {
+        return Err("it PANICS".to_owned());
+    }
+    match run.end {
+        End::Exit(code) => Ok(code),
+        End::Signal(signal) => Err(format!("it DIES by {signal}")),
+    }
+}
