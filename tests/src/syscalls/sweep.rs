@@ -341,7 +341,7 @@ impl Scenario<'_> {
             world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
             world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
             (self.set_up)(&mut world);
-            let before = world.agents();
+            let before = agents(&world);
             let run = run(&world.program(self.program), plan)?;
             note(&run);
             let seen = Seen {
@@ -374,12 +374,26 @@ struct Tally {
 
 // ---- What must be true after any fault, whatever the program.
 
+/// The agents that live. A forked child of a dead agent has an agent's command
+/// line, but it is an orphan worker: it leads no session and never ran an
+/// agent's first instruction.
+#[must_use]
+pub fn agents(world: &World) -> Vec<u32> {
+    let starts = world.starts();
+    let mut agents = world.agents();
+    agents.retain(|&agent| {
+        starts.contains(&agent)
+            || crate::process(agent).is_some_and(|process| process.session == agent)
+    });
+    agents
+}
+
 /// The agent that lives, if any; wrong if there are two, or if one is not tracked.
 ///
 /// # Errors
 /// What is wrong.
 pub fn tracked_agent(world: &World) -> Result<Option<u32>, String> {
-    match world.agents()[..] {
+    match agents(world)[..] {
         [] => Ok(None),
         [agent] if world.pid_in_file() == Some(agent) => Ok(Some(agent)),
         [agent] => Err(format!(
