@@ -14,6 +14,7 @@
 
 pub mod sweep;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -65,13 +66,18 @@ impl std::str::FromStr for Who {
     }
 }
 
-/// A place in a run: the N-th call (from 1) of one of its processes.
+/// A place in a run: the N-th call of a name by one of its processes.
+///
+/// By name, because a run differs from the next one here and there by a poll or
+/// a read more; counted over all calls, everything after it would be another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Point {
     /// Whose call.
     pub who: Who,
-    /// The how-manieth call of this process: of the program after its main
-    /// began, of a child after its birth.
+    /// Which call.
+    pub name: &'static str,
+    /// The how-manieth of this name, from 1: of the program's since its main
+    /// began, of a child's since its birth.
     pub number: usize,
 }
 
@@ -80,8 +86,8 @@ pub struct Point {
 pub struct Call {
     /// Where.
     pub point: Point,
-    /// Its name; `syscall_NNN` if this file does not know it.
-    pub name: String,
+    /// The how-manieth call of this process, whatever its name.
+    pub position: usize,
     /// The path or the open file that it is about, as far as it has one.
     pub about: String,
     /// How many processes were being traced when it was made.
@@ -91,12 +97,17 @@ pub struct Call {
 }
 
 impl Call {
-    /// Its name with what it is about.
+    /// Where it is and what it is about.
     #[must_use]
     pub fn describe(&self) -> String {
         format!(
-            "call {} of the {}: {}({})",
-            self.point.number, self.point.who, self.name, self.about
+            "{} number {} (call {}) of the {}: {}({})",
+            self.point.name,
+            self.point.number,
+            self.position,
+            self.point.who,
+            self.point.name,
+            self.about
         )
     }
 }
@@ -151,7 +162,8 @@ pub enum Order {
 pub enum Fault {
     /// SIGKILL before the call takes effect.
     Kill(Victims),
-    /// The call is not made and reports this error.
+    /// The call is not made and reports this error. (A `close` is made all the
+    /// same: on Linux the descriptor is gone whatever `close` reports.)
     Fail(Errno),
     /// The same, and so does every later call of this name by this process.
     FailFromThenOn(Errno),
@@ -340,7 +352,7 @@ struct Tracer<'plan> {
     tracees: Vec<Tracee>,
     /// Children that stopped for the first time before their parent's fork was seen.
     early: Vec<Pid>,
-    counters: Vec<(Who, usize)>,
+    counters: HashMap<(Who, &'static str), usize>,
     children: usize,
     calls: Vec<Call>,
     reached: Option<Call>,
@@ -402,7 +414,7 @@ impl<'plan> Tracer<'plan> {
             root,
             tracees: vec![Tracee::new(root, Who::Program)],
             early: Vec::new(),
-            counters: Vec::new(),
+            counters: HashMap::new(),
             children: 0,
             calls: Vec::new(),
             reached: None,
@@ -592,29 +604,26 @@ impl<'plan> Tracer<'plan> {
 
     fn counted(&mut self, pid: Pid, who: Who, registers: &Registers) {
         let name = name(registers.call());
-        let number = match self.counters.iter_mut().find(|(whose, _)| *whose == who) {
-            Some((_, number)) => {
-                *number += 1;
-                *number
-            }
-            None => {
-                self.counters.push((who, 1));
-                1
-            }
+        let mut count = |name| {
+            let number = self.counters.entry((who, name)).or_default();
+            *number += 1;
+            *number
         };
-        let point = Point { who, number };
-        let waits = may_block(&name);
+        let position = count("");
+        let number = count(name);
+        let point = Point { who, name, number };
+        let waits = may_block(name);
         let here = self.plan.fault.filter(|(at, _)| *at == point);
         let call = Call {
             point,
+            position,
             about: if here.is_some() || self.plan.fault.is_none() {
-                about(pid, &name, registers)
+                about(pid, name, registers)
             } else {
                 String::new()
             },
             company: self.tracees.len(),
-            access: access(&name, registers),
-            name,
+            access: access(name, registers),
         };
         if self.reached.is_none() {
             self.calls.push(call.clone());
@@ -623,7 +632,7 @@ impl<'plan> Tracer<'plan> {
             && self
                 .reached
                 .as_ref()
-                .is_some_and(|first| first.name == call.name)
+                .is_some_and(|first| first.point.name == name)
         {
             self.fail(pid, errno, registers);
         }
@@ -650,7 +659,7 @@ impl<'plan> Tracer<'plan> {
     }
 
     fn fail(&mut self, pid: Pid, errno: Errno, registers: &Registers) {
-        if registers.take_back(pid).is_ok() {
+        if registers.call() == libc::SYS_close || registers.take_back(pid).is_ok() {
             self.find(pid).expect("the process in the call").result = Some(errno);
         }
     }
@@ -886,19 +895,30 @@ fn about(pid: Pid, name: &str, registers: &Registers) -> String {
             | "fadvise64"
             | "fallocate"
     );
+    let open_on = |descriptor: u64| std::fs::read_link(format!("/proc/{pid}/fd/{descriptor}"));
     let mut words: Vec<String> = paths
         .iter()
-        .filter_map(|&argument| text_at(pid, registers.argument(argument)))
+        .filter_map(|&argument| {
+            let path = text_at(pid, registers.argument(argument))?;
+            // Relative to a descriptor that is open on a folder.
+            match argument
+                .checked_sub(1)
+                .map(|folder| open_on(registers.argument(folder)))
+            {
+                Some(Ok(folder)) if !path.is_empty() => {
+                    Some(folder.join(path).display().to_string())
+                }
+                _ => Some(path),
+            }
+        })
         .filter(|text| !text.is_empty())
         .collect();
     if words.is_empty() && descriptor {
         let number = registers.argument(0);
-        words.push(
-            std::fs::read_link(format!("/proc/{pid}/fd/{number}")).map_or_else(
-                |_| format!("descriptor {number}, not open"),
-                |path| path.display().to_string(),
-            ),
-        );
+        words.push(open_on(number).map_or_else(
+            |_| format!("descriptor {number}, not open"),
+            |path| path.display().to_string(),
+        ));
     }
     if name == "pidfd_open" || name == "kill" || name == "tgkill" {
         words.push(registers.argument(0).to_string());
@@ -929,13 +949,21 @@ fn text_at(pid: Pid, address: u64) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// The name of a call.
-fn name(number: i64) -> String {
+/// The name of a call; `unknown` if the list below lacks it.
+fn name(number: i64) -> &'static str {
     NAMES
         .iter()
         .find(|(known, _)| *known == number)
         .and_then(|(_, name)| name.strip_prefix("SYS_"))
-        .map_or_else(|| format!("syscall_{number}"), ToOwned::to_owned)
+        .unwrap_or("unknown")
+}
+
+/// A name that the list below has.
+fn known_name(text: &str) -> Option<&'static str> {
+    NAMES
+        .iter()
+        .filter_map(|(_, name)| name.strip_prefix("SYS_"))
+        .find(|name| *name == text)
 }
 
 macro_rules! names {
@@ -1005,15 +1033,17 @@ mod tests {
         })
     }
 
-    /// `: >made; exit 7` in the shell, which forks nothing.
-    fn maker(folder: &std::path::Path) -> (Command, Call) {
+    /// `: >made; exit 7` in the shell, which forks nothing; the call that makes
+    /// the file, and the call after it.
+    fn maker(folder: &std::path::Path) -> (Command, Call, Call) {
         let command = shell(": >made; exit 7", folder);
         let run = run(&command, &from_exec(None, Order::Free)).unwrap();
         assert_eq!(run.end, End::Exit(7), "{}", run.output);
         assert!(folder.join("made").exists());
         std::fs::remove_file(folder.join("made")).unwrap();
-        let call = run.calls.iter().find(|call| call.about == "made");
-        (command, call.expect("the shell opens its file").clone())
+        let at = run.calls.iter().position(|call| call.about == "made");
+        let at = at.expect("the shell opens its file");
+        (command, run.calls[at].clone(), run.calls[at + 1].clone())
     }
 
     #[test]
@@ -1022,18 +1052,14 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
-        let (command, call) = maker(folder.path());
+        let (command, call, after) = maker(folder.path());
         let kill = Fault::Kill(Victims::Both);
         let at = from_exec(Some((call.point, kill)), Order::Free);
         let killed = run(&command, &at).unwrap();
         assert_eq!(killed.end, End::Signal(Signal::SIGKILL));
-        assert_eq!(killed.reached.unwrap(), call);
+        assert_eq!(killed.reached.unwrap().about, call.about);
         assert!(!folder.path().join("made").exists());
-        let next = Point {
-            number: call.point.number + 1,
-            ..call.point
-        };
-        let after = from_exec(Some((next, kill)), Order::Free);
+        let after = from_exec(Some((after.point, kill)), Order::Free);
         assert_eq!(
             run(&command, &after).unwrap().end,
             End::Signal(Signal::SIGKILL)
@@ -1047,7 +1073,7 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
-        let (command, call) = maker(folder.path());
+        let (command, call, _) = maker(folder.path());
         let fault = Fault::Fail(Errno::EROFS);
         let failed = run(&command, &from_exec(Some((call.point, fault)), Order::Free)).unwrap();
         assert_eq!(failed.end, End::Exit(2), "{}", failed.output);
@@ -1061,7 +1087,7 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
-        let (command, call) = maker(folder.path());
+        let (command, call, _) = maker(folder.path());
         let far = Point {
             number: 100_000,
             ..call.point
@@ -1137,7 +1163,11 @@ mod tests {
             std::fs::remove_file(&child).ok();
             let fault = Some((call.point, Fault::Kill(victims)));
             let killed = run(&command, &from_exec(fault, Order::ChildFirst)).unwrap();
-            assert_eq!(killed.reached.as_ref(), Some(call), "{victims:?}");
+            assert_eq!(
+                killed.reached.map(|reached| reached.point),
+                Some(call.point),
+                "{victims:?}"
+            );
             assert_eq!(killed.end, end, "{victims:?}");
             assert_eq!(child.exists(), made, "{victims:?}");
         }

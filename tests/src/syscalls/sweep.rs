@@ -8,17 +8,18 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::{Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, run};
-use crate::{Program, World, left_out, text};
+use super::{Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, known_name, run};
+use crate::{Program, World, left_out, python, text};
 
 /// One fault at one point.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Case {
     /// Where.
     pub point: Point,
@@ -26,26 +27,24 @@ pub struct Case {
     pub fault: Fault,
     /// Who goes first after a fork.
     pub order: Order,
-    /// The call that is expected there; none if the case was typed by a person.
-    pub name: Option<String>,
 }
 
 impl Case {
     /// A case at a call that was seen in a run in this order.
     #[must_use]
-    pub fn at(call: &Call, fault: Fault, order: Order) -> Self {
+    pub const fn at(call: &Call, fault: Fault, order: Order) -> Self {
         Self {
             point: call.point,
             fault,
             order,
-            name: Some(call.name.clone()),
         }
     }
 }
 
 impl std::fmt::Display for Case {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{} {} ", self.point.who, self.point.number)?;
+        let Point { who, name, number } = self.point;
+        write!(out, "{who} {name} {number} ")?;
         match self.fault {
             Fault::Kill(Victims::Program) => write!(out, "kill:program"),
             Fault::Kill(Victims::Child) => write!(out, "kill:child"),
@@ -67,8 +66,8 @@ impl FromStr for Case {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [who, number, fault, order] = words[..] else {
-            return Err(format!("{text:?} is not `WHO NUMBER FAULT ORDER`"));
+        let [who, name, number, fault, order] = words[..] else {
+            return Err(format!("{text:?} is not `WHO NAME NUMBER FAULT ORDER`"));
         };
         let errno = |name: &str| {
             (1..=133)
@@ -79,6 +78,7 @@ impl FromStr for Case {
         Ok(Self {
             point: Point {
                 who: Who::from_str(who)?,
+                name: known_name(name).ok_or_else(|| format!("{name:?} is no call"))?,
                 number: number
                     .parse()
                     .map_err(|error| format!("{number:?}: {error}"))?,
@@ -98,7 +98,6 @@ impl FromStr for Case {
                 "child-first" => Order::ChildFirst,
                 _ => return Err(format!("{order:?} is no order")),
             },
-            name: None,
         })
     }
 }
@@ -219,11 +218,14 @@ impl Scenario<'_> {
     /// If anything is wrong after any of them.
     pub fn sweep(&self) {
         let began = Instant::now();
+        let all = || (self.cases)(&mut |order| self.look(order));
+        let mut possible = 1;
         let cases = match Extent::wanted() {
             Extent::One(case) => vec![case],
-            Extent::Everything => (self.cases)(&mut |order| self.look(order)),
+            Extent::Everything => all(),
             Extent::Sample => {
-                let all = (self.cases)(&mut |order| self.look(order));
+                let all = all();
+                possible = all.len();
                 // Never the same step as the rhythm of the calls themselves.
                 let step = (all.len() / self.sample.max(1)).max(1) | 1;
                 all.into_iter().step_by(step).collect()
@@ -242,12 +244,12 @@ impl Scenario<'_> {
             }
         }
         let summary = format!(
-            "{}: {}: {} cases at {} calls, {} at another call than expected, {} not reached, {} failed, {:.1} s; slowest {:.2} s: {}",
+            "{}: {}: {} of {} cases at {} calls, {} not reached, {} failed, {:.1} s; slowest {:.2} s: {}",
             self.program.name(),
             self.test.1,
             cases.len(),
+            possible.max(cases.len()),
             tally.points.len(),
-            tally.moved,
             tally.not_reached,
             failures.len(),
             began.elapsed().as_secs_f64(),
@@ -260,9 +262,8 @@ impl Scenario<'_> {
             "{summary}\n\n{}",
             failures.join("\n\n")
         );
-        // What moves was not judged: it must stay the exception.
         assert!(
-            (tally.moved + tally.not_reached) * 5 <= cases.len() + 5,
+            tally.not_reached * 10 <= cases.len() + 10,
             "{summary}\nthe runs differ too much from each other to visit every call"
         );
     }
@@ -297,26 +298,23 @@ impl Scenario<'_> {
         let mut reached = None;
         let mut output = String::new();
         let mut end = None;
-        let judged = self.judged(Some(case), &plan, &mut |run| {
-            reached.clone_from(&run.reached);
-            output.clone_from(&run.output);
-            end = Some(run.end);
-        });
+        let mut judged = Ok(());
+        // A run may lack the last of its many reads; the next one may have it.
+        for _ in 0..3 {
+            judged = self.judged(Some(case), &plan, &mut |run| {
+                reached.clone_from(&run.reached);
+                output.clone_from(&run.output);
+                end = Some(run.end);
+            });
+            if reached.is_some() || judged.is_err() {
+                break;
+            }
+        }
         let Some(call) = reached else {
             tally.not_reached += 1;
             return judged.map_err(|what| format!("{case} was not reached, yet: {what}"));
         };
-        let moved = case.name.as_ref().is_some_and(|name| *name != call.name);
-        if moved {
-            tally.moved += 1;
-        } else {
-            tally.points.insert(call.point);
-        }
-        // Another call than expected: a kill is a kill; an error may be one that
-        // this call never reports, so nothing is said about it.
-        if moved && !matches!(case.fault, Fault::Kill(_)) {
-            return Ok(());
-        }
+        tally.points.insert(call.point);
         let (file, test) = self.test;
         judged.map_err(|what| {
             format!(
@@ -338,6 +336,7 @@ impl Scenario<'_> {
             let mut world = World::new();
             // Short enough that a case without the awaited event costs little;
             // nothing here relies on how long they are.
+            world.set("VOICE_GUARD_PYTHON", interpreter());
             world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
             world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
             (self.set_up)(&mut world);
@@ -346,7 +345,7 @@ impl Scenario<'_> {
             note(&run);
             let seen = Seen {
                 before,
-                case: case.cloned(),
+                case: case.copied(),
                 run,
             };
             let judged = (self.judge)(&world, &seen);
@@ -365,10 +364,16 @@ impl Scenario<'_> {
     }
 }
 
+/// The system's own interpreter starts up to four times as fast as one that was
+/// built on the machine, and thousands are started here.
+fn interpreter() -> &'static Path {
+    let system = Path::new("/usr/bin/python3");
+    if system.exists() { system } else { python() }
+}
+
 #[derive(Default)]
 struct Tally {
     points: HashSet<Point>,
-    moved: usize,
     not_reached: usize,
 }
 

@@ -1,0 +1,485 @@
+//! An error at every system call of the five programs.
+//!
+//! At each call that a program makes after its main begins, and at each that
+//! the child makes which becomes the agent, each of the errors that are
+//! documented for the call and can come from the surroundings (a full disk, no
+//! descriptors, a read-only folder, …): the program ends with 1 and a message,
+//! or with a 0 that is true. Never a panic, a death, a hang, a lie or an
+//! untracked agent, and afterwards everything works again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
+
+use std::collections::HashMap;
+
+use scenarios::syscalls::sweep::{
+    Case, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, nothing_left, overlap,
+    tracked_agent,
+};
+use scenarios::syscalls::{Access, Call, End, Errno, Fault, Order, Run};
+use scenarios::{Program, World};
+
+/// How many cases of each scenario an everyday run visits.
+const SAMPLE: usize = 12;
+
+/// The errors that a call can report because of its surroundings: what `man 2`
+/// says, without those that only a wrong argument causes.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn errors_of(call: &Call) -> Vec<Errno> {
+    use Errno as E;
+    let mut errors: Vec<Errno> = match call.point.name {
+        "open" | "openat" | "openat2" => {
+            let mut errors = vec![
+                E::EACCES,
+                E::EMFILE,
+                E::ENFILE,
+                E::ENOENT,
+                E::ENOMEM,
+                E::EINTR,
+            ];
+            if !call.about.starts_with("/proc") {
+                errors.extend([E::ELOOP, E::EIO]);
+            }
+            if call.access != Access::Reads {
+                errors.extend([E::EROFS, E::EPERM]);
+            }
+            if call.access == Access::Makes {
+                errors.extend([E::ENOSPC, E::EDQUOT, E::EEXIST]);
+            }
+            errors
+        }
+        "read" | "pread64" | "readv" => vec![E::EIO, E::EINTR, E::EAGAIN],
+        "write" | "pwrite64" | "writev" => {
+            vec![E::ENOSPC, E::EIO, E::EINTR, E::EPIPE, E::EAGAIN]
+        }
+        "close" => vec![E::EIO, E::EINTR],
+        "rename" | "renameat" | "renameat2" | "link" | "linkat" | "symlink" | "symlinkat" => vec![
+            E::EACCES,
+            E::EPERM,
+            E::ENOSPC,
+            E::EROFS,
+            E::EIO,
+            E::ENOENT,
+            E::EEXIST,
+            E::ENOMEM,
+        ],
+        "unlink" | "unlinkat" | "rmdir" => {
+            vec![E::EACCES, E::EPERM, E::EROFS, E::EIO, E::EBUSY, E::ENOENT]
+        }
+        "mkdir" | "mkdirat" => vec![E::EACCES, E::ENOSPC, E::EROFS, E::EEXIST],
+        "ftruncate" | "truncate" => vec![E::EIO, E::EINTR, E::EPERM],
+        "fallocate" => vec![E::ENOSPC, E::EOPNOTSUPP],
+        "fsync" | "fdatasync" => vec![E::EIO, E::ENOSPC],
+        "lseek" => vec![E::ESPIPE, E::EOVERFLOW],
+        "flock" => vec![E::EAGAIN, E::EINTR, E::ENOLCK],
+        "fcntl" => vec![E::EMFILE, E::EAGAIN],
+        "fork" | "clone" | "clone3" | "vfork" => vec![E::EAGAIN, E::ENOMEM],
+        "pipe" | "pipe2" | "socketpair" => vec![E::EMFILE, E::ENFILE],
+        "pidfd_open" => vec![
+            E::EMFILE,
+            E::ENFILE,
+            E::ENOMEM,
+            E::ESRCH,
+            E::ENOSYS,
+            E::EPERM,
+        ],
+        "pidfd_send_signal" | "kill" | "tgkill" => vec![E::EPERM, E::ESRCH, E::ENOSYS],
+        "poll" | "ppoll" | "select" | "pselect6" => vec![E::EINTR, E::ENOMEM],
+        "epoll_create1" | "timerfd_create" | "eventfd2" => vec![E::EMFILE, E::ENFILE],
+        "epoll_ctl" => vec![E::ENOMEM, E::ENOSPC],
+        "epoll_wait" | "epoll_pwait" => vec![E::EINTR],
+        "nanosleep" | "clock_nanosleep" => vec![E::EINTR],
+        "signalfd" | "signalfd4" => vec![E::EMFILE, E::ENFILE, E::ENOMEM],
+        "inotify_init1" => vec![E::EMFILE, E::ENFILE, E::ENOMEM],
+        "inotify_add_watch" => vec![E::ENOSPC, E::ENOMEM, E::EACCES, E::ENOENT],
+        "fchmod" | "fchmodat" | "chmod" | "fchown" | "fchownat" | "utimensat" => {
+            vec![E::EPERM, E::EROFS, E::EIO]
+        }
+        "dup" | "dup2" | "dup3" => vec![E::EMFILE, E::EBUSY, E::EINTR],
+        "close_range" => vec![E::EMFILE, E::ENOMEM, E::ENOSYS, E::EINVAL],
+        "chdir" | "fchdir" => vec![E::EACCES, E::ENOENT, E::EIO, E::ENOTDIR],
+        "setsid" => vec![E::EPERM],
+        "execve" | "execveat" => vec![
+            E::ENOENT,
+            E::EACCES,
+            E::ENOMEM,
+            E::E2BIG,
+            E::ETXTBSY,
+            E::ENOEXEC,
+            E::EAGAIN,
+        ],
+        "getdents64" => vec![E::ENOENT, E::EIO],
+        "stat" | "lstat" | "statx" | "newfstatat" | "access" | "faccessat" | "faccessat2" => {
+            vec![E::EACCES, E::ENOENT, E::ENOMEM, E::ELOOP, E::EIO]
+        }
+        "fstat" | "fstatfs" | "statfs" => vec![E::ENOMEM, E::EIO],
+        "readlink" | "readlinkat" => vec![E::EACCES, E::ENOENT, E::EIO, E::ENOMEM],
+        "getcwd" => vec![E::ENOENT, E::EACCES, E::ENOMEM],
+        "getrandom" => vec![E::EINTR, E::EAGAIN, E::ENOSYS],
+        "copy_file_range" => vec![
+            E::ENOSPC,
+            E::EIO,
+            E::EXDEV,
+            E::EOPNOTSUPP,
+            E::ENOMEM,
+            E::ENOSYS,
+            E::EINVAL,
+        ],
+        "sendfile" | "splice" => vec![E::EIO, E::ENOMEM, E::EAGAIN, E::EINVAL],
+        "waitid" | "wait4" => vec![E::EINTR, E::ECHILD],
+        "mmap" | "mremap" | "brk" | "mprotect" | "munmap" | "madvise" | "sigaltstack" => {
+            vec![E::ENOMEM]
+        }
+        "rt_sigaction" | "rt_sigprocmask" => vec![E::EINVAL],
+        "getrlimit" | "prlimit64" | "prctl" => vec![E::EPERM, E::EINVAL],
+        "ioctl" => vec![E::ENOTTY, E::EIO],
+        "socket" => vec![E::EMFILE, E::EACCES],
+        "connect" => vec![E::ECONNREFUSED, E::EINTR],
+        _ => Vec::new(),
+    };
+    if call.about.starts_with("/proc/") && matches!(call.point.name, "read" | "pread64" | "openat")
+    {
+        errors.push(E::ESRCH);
+    }
+    if call.about.starts_with("/proc/") && call.point.name == "read" {
+        errors.retain(|&errno| errno != E::EAGAIN);
+    }
+    errors
+}
+
+/// Calls that fail only for wrong arguments, or never.
+fn cannot_fail(name: &str) -> bool {
+    matches!(
+        name,
+        "getpid"
+            | "getppid"
+            | "gettid"
+            | "getuid"
+            | "geteuid"
+            | "getgid"
+            | "getegid"
+            | "getsid"
+            | "getpgid"
+            | "getpgrp"
+            | "umask"
+            | "uname"
+            | "exit"
+            | "exit_group"
+            | "rt_sigreturn"
+            | "sched_yield"
+            | "clock_gettime"
+            | "gettimeofday"
+            | "sysinfo"
+            | "set_robust_list"
+            | "set_tid_address"
+            | "rseq"
+            | "sched_getaffinity"
+            | "futex"
+            | "arch_prctl"
+            | "fadvise64"
+    )
+}
+
+/// Errors that, once there, are there for every later call too.
+fn lasts(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENOSPC
+            | Errno::EDQUOT
+            | Errno::EROFS
+            | Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOMEM
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::EIO
+            | Errno::ENOSYS
+    )
+}
+
+/// Every error at every call; from then on at the first, second, fourth, … call of a name.
+fn every_error(look: &mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case> {
+    let order = Order::ChildFirst;
+    let mut cases = Vec::new();
+    let mut seen = HashMap::new();
+    for call in look(order) {
+        let errors = errors_of(&call);
+        assert!(
+            !errors.is_empty() || cannot_fail(call.point.name),
+            "which errors does {} report? Add it to the table.",
+            call.describe()
+        );
+        let times: &mut usize = seen.entry((call.point.who, call.point.name)).or_default();
+        *times += 1;
+        for errno in errors {
+            cases.push(Case::at(&call, Fault::Fail(errno), order));
+            if lasts(errno) && times.is_power_of_two() && !is_memory(call.point.name) {
+                cases.push(Case::at(&call, Fault::FailFromThenOn(errno), order));
+            }
+        }
+        if matches!(
+            call.point.name,
+            "read" | "pread64" | "write" | "pwrite64" | "copy_file_range"
+        ) {
+            cases.push(Case::at(&call, Fault::Short, order));
+        }
+    }
+    cases
+}
+
+fn is_memory(name: &str) -> bool {
+    matches!(
+        name,
+        "mmap" | "mremap" | "brk" | "mprotect" | "munmap" | "madvise" | "sigaltstack"
+    )
+}
+
+/// Its exit code; none if it had no memory, for which Rust has no other answer
+/// than to abort.
+fn code(run: &Run) -> Result<Option<i32>, String> {
+    let reached = run.reached.as_ref();
+    if reached.is_some_and(|call| is_memory(call.point.name))
+        && matches!(run.end, End::Signal(nix::sys::signal::Signal::SIGABRT))
+        && run.output.contains("memory allocation")
+    {
+        return Ok(None);
+    }
+    let code = exit_code(run)?;
+    if code != 0 && code != 1 {
+        return Err(format!("exit {code}"));
+    }
+    let could_speak =
+        reached.is_none_or(|call| call.point.name != "write" || !call.about.contains("(deleted)"));
+    if code == 1 && could_speak && run.output.trim().is_empty() {
+        return Err("exit 1 without a word".to_owned());
+    }
+    Ok(Some(code))
+}
+
+/// Did the kernel itself claim that a process is gone?
+fn was_lied_to(seen: &Seen) -> bool {
+    let Some(case) = &seen.case else {
+        return false;
+    };
+    let errno = match case.fault {
+        Fault::Fail(errno) | Fault::FailFromThenOn(errno) => errno,
+        _ => return false,
+    };
+    let process = seen.run.reached.as_ref().is_some_and(|call| {
+        call.about.starts_with("/proc") || call.point.name.starts_with("pidfd")
+    });
+    process && matches!(errno, Errno::ENOENT | Errno::ESRCH)
+}
+
+fn sweep(
+    test: &str,
+    program: Program,
+    set_up: &dyn Fn(&mut World),
+    judge: &dyn Fn(&World, &Seen) -> Result<(), String>,
+) {
+    alone(test, || {
+        Scenario {
+            test: ("injected_errors", test),
+            program,
+            set_up,
+            cases: &every_error,
+            judge,
+            sample: SAMPLE,
+        }
+        .sweep();
+    });
+}
+
+fn running(world: &mut World) {
+    world.expect(Program::Start, 0);
+}
+
+/// As it is after `rm -f` of the tracking files: found by the processes only.
+fn running_untracked(world: &mut World) {
+    running(world);
+    std::fs::remove_file(world.pid_file()).expect("remove the PID file");
+}
+
+/// For programs that start an agent where none runs.
+fn zero_means_one_agent(world: &World, seen: &Seen) -> Result<(), String> {
+    let living = tracked_agent(world)?;
+    match (code(&seen.run)?, living) {
+        (Some(0), None) => return Err("it LIES: exit 0, and no agent lives".to_owned()),
+        (Some(1), Some(agent)) => {
+            return Err(format!("exit 1, and agent {agent} lives (tracked)"));
+        }
+        _ => {}
+    }
+    overlap(world)?;
+    next_start(world, living)?;
+    next_stop(world)
+}
+
+/// For programs that must not touch the agent that runs; `expected` is the exit code.
+fn agent_untouched(world: &World, seen: &Seen, expected: &[i32]) -> Result<(), String> {
+    let code = code(&seen.run)?;
+    let living = agents(world);
+    if living != seen.before {
+        return Err(format!(
+            "agents {:?} ran before, {living:?} run now",
+            seen.before
+        ));
+    }
+    if code.is_some_and(|code| !expected.contains(&code)) {
+        return Err(format!(
+            "it LIES: exit {code:?} while agent {living:?} runs"
+        ));
+    }
+    overlap(world)?;
+    next_stop(world)
+}
+
+#[test]
+fn check_on_a_clean_machine() {
+    sweep(
+        "check_on_a_clean_machine",
+        Program::Check,
+        &|_| {},
+        &|world, seen| {
+            code(&seen.run)?;
+            next_start(world, None)?;
+            next_stop(world)
+        },
+    );
+}
+
+#[test]
+fn check_never_says_safe_while_an_agent_runs() {
+    sweep(
+        "check_never_says_safe_while_an_agent_runs",
+        Program::Check,
+        &running,
+        &|world, seen| agent_untouched(world, seen, &[1]),
+    );
+}
+
+#[test]
+fn check_never_says_safe_while_an_untracked_agent_runs() {
+    sweep(
+        "check_never_says_safe_while_an_untracked_agent_runs",
+        Program::Check,
+        &running_untracked,
+        &|world, seen| {
+            let expected: &[i32] = if was_lied_to(seen) { &[0, 1] } else { &[1] };
+            agent_untouched(world, seen, expected)
+        },
+    );
+}
+
+#[test]
+fn start_on_a_clean_machine() {
+    sweep(
+        "start_on_a_clean_machine",
+        Program::Start,
+        &|_| {},
+        &zero_means_one_agent,
+    );
+}
+
+#[test]
+fn start_while_an_agent_runs() {
+    sweep(
+        "start_while_an_agent_runs",
+        Program::Start,
+        &running,
+        &|world, seen| {
+            tracked_agent(world)?;
+            agent_untouched(world, seen, &[1])
+        },
+    );
+}
+
+#[test]
+fn start_while_an_untracked_agent_runs() {
+    sweep(
+        "start_while_an_untracked_agent_runs",
+        Program::Start,
+        &running_untracked,
+        &|world, seen| {
+            if was_lied_to(seen) {
+                code(&seen.run)?;
+                return next_stop_ignoring_overlap(world);
+            }
+            agent_untouched(world, seen, &[1])
+        },
+    );
+}
+
+/// For runs in which the kernel denied that the agent exists.
+fn next_stop_ignoring_overlap(world: &World) -> Result<(), String> {
+    world.expect(Program::Stop, 0);
+    nothing_left(world)
+}
+
+#[test]
+fn stop_over_a_family() {
+    sweep(
+        "stop_over_a_family",
+        Program::Stop,
+        &|world| {
+            world.set("VOICE_GUARD_GRACE_SECONDS", "0.1");
+            world.set("TEST_AGENT_CHILDREN", "fork,grandchild");
+            world.set("TEST_AGENT_CHILDREN_LOG", world.path("children.log"));
+            running(world);
+        },
+        &|world, seen| {
+            if code(&seen.run)? == Some(0) {
+                nothing_left(world).map_err(|what| format!("it LIES: exit 0, and {what}"))?;
+            } else {
+                tracked_agent(world)?;
+            }
+            next_stop(world)?;
+            next_start(world, None)?;
+            next_stop(world)
+        },
+    );
+}
+
+#[test]
+fn system_start_on_a_clean_machine() {
+    sweep(
+        "system_start_on_a_clean_machine",
+        Program::System,
+        &|_| {},
+        &zero_means_one_agent,
+    );
+}
+
+#[test]
+fn system_start_while_an_agent_runs() {
+    sweep(
+        "system_start_while_an_agent_runs",
+        Program::System,
+        &running,
+        &|world, seen| {
+            tracked_agent(world)?;
+            agent_untouched(world, seen, &[0, 1])
+        },
+    );
+}
+
+#[test]
+fn restart_of_a_running_agent() {
+    sweep(
+        "restart_of_a_running_agent",
+        Program::Restart,
+        &running,
+        &|world, seen| {
+            let living = tracked_agent(world)?;
+            if code(&seen.run)? == Some(0) && living.is_none_or(|one| seen.before.contains(&one)) {
+                return Err(format!("it LIES: exit 0, and agent {living:?} lives"));
+            }
+            overlap(world)?;
+            next_start(world, living)?;
+            next_stop(world)
+        },
+    );
+}
