@@ -4,6 +4,7 @@
 //! `VOICE_GUARD_SWEEP=full`; one case with `VOICE_GUARD_SWEEP_AT='…'`, which
 //! every failure names in a command that can be pasted.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom};
@@ -123,10 +124,15 @@ pub struct Scenario<'test> {
     pub set_up: &'test dyn Fn(&mut World),
     /// The cases, from what the given function sees when nothing goes wrong.
     pub cases: &'test dyn Fn(&mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case>,
+    /// Does a good run leave the situation as it was? Then the next case uses it
+    /// again, unless something can be seen to differ; and it is stopped at the end.
+    pub lasting: bool,
     /// Says what is wrong after a run.
     pub judge: &'test dyn Fn(&World, &Seen) -> Result<(), String>,
     /// How many cases an everyday run visits, evenly spread.
     pub sample: usize,
+    /// Begins as none.
+    pub kept: RefCell<Option<Situation>>,
 }
 
 enum Extent {
@@ -243,6 +249,11 @@ impl Scenario<'_> {
                 slowest = (started.elapsed(), case.to_string());
             }
         }
+        if let Some(kept) = self.kept.take()
+            && let Err(failure) = next_stop(&kept.world)
+        {
+            failures.push(failure);
+        }
         let summary = format!(
             "{}: {}: {} of {} cases at {} calls, {} not reached, {} failed, {:.1} s; slowest {:.2} s: {}",
             self.program.name(),
@@ -326,6 +337,26 @@ impl Scenario<'_> {
         })
     }
 
+    /// The situation, made or still there from the last case.
+    fn situation(&self) -> Situation {
+        if let Some(kept) = self.kept.borrow_mut().take() {
+            return kept;
+        }
+        let mut world = World::new();
+        // Short enough that a case without the awaited event costs little;
+        // nothing here relies on how long they are.
+        world.set("VOICE_GUARD_PYTHON", interpreter());
+        world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
+        world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
+        (self.set_up)(&mut world);
+        let traits = traits(&world);
+        Situation {
+            agents: agents(&world),
+            world,
+            traits,
+        }
+    }
+
     fn judged(
         &self,
         case: Option<&Case>,
@@ -333,24 +364,23 @@ impl Scenario<'_> {
         note: &mut dyn FnMut(&Run),
     ) -> Result<(), String> {
         let judged = catch_unwind(AssertUnwindSafe(|| {
-            let mut world = World::new();
-            // Short enough that a case without the awaited event costs little;
-            // nothing here relies on how long they are.
-            world.set("VOICE_GUARD_PYTHON", interpreter());
-            world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
-            world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
-            (self.set_up)(&mut world);
-            let before = agents(&world);
+            let situation = self.situation();
+            let world = &situation.world;
             let run = run(&world.program(self.program), plan)?;
             note(&run);
             let seen = Seen {
-                before,
+                before: situation.agents.clone(),
                 case: case.copied(),
                 run,
             };
-            let judged = (self.judge)(&world, &seen);
+            let judged = (self.judge)(world, &seen);
             if judged.is_err() {
                 world.kill_everything();
+            } else if self.lasting {
+                if traits(world) != situation.traits {
+                    return next_stop(world);
+                }
+                *self.kept.borrow_mut() = Some(situation);
             }
             judged
         }));
@@ -362,6 +392,34 @@ impl Scenario<'_> {
                 .unwrap_or_else(|| "a panic without words".to_owned()))
         })
     }
+}
+
+/// What a case begins with.
+pub struct Situation {
+    world: World,
+    agents: Vec<u32>,
+    traits: Vec<String>,
+}
+
+/// Everything about a situation that a program could have changed: the files,
+/// what the tracking files say, and who runs.
+fn traits(world: &World) -> Vec<String> {
+    let mut traits: Vec<String> = std::fs::read_dir(world.path(""))
+        .expect("the world's folder")
+        .map(|entry| {
+            let path = entry.expect("an entry of the world's folder").path();
+            let content = std::fs::read(&path).unwrap_or_default();
+            format!("{}: {content:?}", path.display())
+        })
+        .collect();
+    traits.sort();
+    traits.extend(
+        world
+            .family_processes()
+            .iter()
+            .map(crate::Process::describe),
+    );
+    traits
 }
 
 /// The system's own interpreter starts up to four times as fast as one that was
