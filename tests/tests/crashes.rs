@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::process::{Command, Stdio};
 
 use scenarios::syscalls::sweep::{
-    Case, Scenario, Seen, alone, exit_code, next_start, next_stop, overlap, tracked_agent,
+    Case, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, overlap, tracked_agent,
 };
 use scenarios::syscalls::{Call, Fault, Order, Victims, Who};
 use scenarios::{Program, World, python, until};
@@ -251,6 +251,44 @@ fn a_killed_system_start_keeps_the_running_agent() {
         },
         true,
         &the_same_agent_lives,
+    );
+}
+
+/// What system start replaces: a tracked agent and one that somebody typed.
+fn two_agents(world: &mut World) {
+    world.expect(Program::Start, 0);
+    let status = world
+        .command("/bin/sh")
+        .args(["-c", r#""$0" "$1" dev >>"$2" 2>&1 &"#])
+        .arg(python())
+        .arg(world.script().file_name().expect("the script's name"))
+        .arg(world.log_file())
+        .status()
+        .expect("an agent by hand");
+    assert!(status.success());
+    until("two agents", || world.starts().len() == 2);
+    std::fs::remove_file(world.path("overlap.log")).ok();
+}
+
+#[test]
+fn after_a_killed_clearing_of_duplicates_the_next_stop_cleans_everything() {
+    sweep(
+        "after_a_killed_clearing_of_duplicates_the_next_stop_cleans_everything",
+        Program::System,
+        &two_agents,
+        false,
+        &|world, seen| {
+            let agents = agents(world).len();
+            if agents > 2 {
+                return Err(format!("{agents} agents live\n{}", world.describe()));
+            }
+            if seen.run.reached.is_none() && tracked_agent(world)?.is_none() {
+                return Err("not killed, and yet no agent lives".to_owned());
+            }
+            next_stop(world)?;
+            next_start(world, None)?;
+            next_stop(world)
+        },
     );
 }
 
