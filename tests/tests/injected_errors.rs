@@ -20,7 +20,7 @@ use scenarios::syscalls::sweep::{
     Case, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, nothing_left, overlap,
     tracked_agent,
 };
-use scenarios::syscalls::{Access, Call, End, Errno, Fault, Order, Run};
+use scenarios::syscalls::{Access, Call, End, Errno, Fault, Order};
 use scenarios::{Program, World};
 
 /// How many cases of each scenario an everyday run visits.
@@ -240,7 +240,8 @@ fn is_memory(name: &str) -> bool {
 
 /// Its exit code; none if it had no memory, for which Rust has no other answer
 /// than to abort.
-fn code(run: &Run) -> Result<Option<i32>, String> {
+fn code(seen: &Seen) -> Result<Option<i32>, String> {
+    let Seen { run, case, .. } = seen;
     let reached = run.reached.as_ref();
     if reached.is_some_and(|call| is_memory(call.point.name))
         && matches!(run.end, End::Signal(nix::sys::signal::Signal::SIGABRT))
@@ -252,8 +253,11 @@ fn code(run: &Run) -> Result<Option<i32>, String> {
     if code != 0 && code != 1 {
         return Err(format!("exit {code}"));
     }
-    let could_speak =
-        reached.is_none_or(|call| call.point.name != "write" || !call.about.contains("(deleted)"));
+    let could_speak = reached.is_none_or(|call| {
+        let own_output = call.about.contains("(deleted)");
+        let for_good = matches!(case.map(|case| case.fault), Some(Fault::FailFromThenOn(_)));
+        call.point.name != "write" || !(own_output || for_good)
+    });
     if code == 1 && could_speak && run.output.trim().is_empty() {
         return Err("exit 1 without a word".to_owned());
     }
@@ -310,7 +314,7 @@ fn running_untracked(world: &mut World) {
 /// For programs that start an agent where none runs.
 fn zero_means_one_agent(world: &World, seen: &Seen) -> Result<(), String> {
     let living = tracked_agent(world)?;
-    match (code(&seen.run)?, living) {
+    match (code(seen)?, living) {
         (Some(0), None) => return Err("it LIES: exit 0, and no agent lives".to_owned()),
         (Some(1), Some(agent)) => {
             return Err(format!("exit 1, and agent {agent} lives (tracked)"));
@@ -324,7 +328,7 @@ fn zero_means_one_agent(world: &World, seen: &Seen) -> Result<(), String> {
 
 /// For programs that must not touch the agent that runs; `expected` is the exit code.
 fn agent_untouched(world: &World, seen: &Seen, expected: &[i32]) -> Result<(), String> {
-    let code = code(&seen.run)?;
+    let code = code(seen)?;
     let living = agents(world);
     if living != seen.before {
         return Err(format!(
@@ -348,7 +352,7 @@ fn check_on_a_clean_machine() {
         &|_| {},
         false,
         &|world, seen| {
-            code(&seen.run)?;
+            code(seen)?;
             next_start(world, None)?;
             next_stop(world)
         },
@@ -413,13 +417,10 @@ fn start_while_an_untracked_agent_runs() {
         &running_untracked,
         true,
         &|world, seen| {
-            if was_lied_to(seen) && agents(world) != seen.before {
-                // The kernel itself denied that the agent exists.
-                code(&seen.run)?;
-                world.expect(Program::Stop, 0);
-                nothing_left(world)?;
+            if was_lied_to(seen) {
+                // The kernel itself denied that the agent exists: the last look,
+                // after the birth, must find it all the same.
                 std::fs::remove_file(world.path("overlap.log")).ok();
-                return Ok(());
             }
             agent_untouched(world, seen, &[1])
         },
@@ -439,7 +440,7 @@ fn stop_over_a_family() {
         },
         false,
         &|world, seen| {
-            if code(&seen.run)? == Some(0) {
+            if code(seen)? == Some(0) {
                 nothing_left(world).map_err(|what| format!("it LIES: exit 0, and {what}"))?;
             } else {
                 tracked_agent(world)?;
@@ -485,7 +486,7 @@ fn restart_of_a_running_agent() {
         false,
         &|world, seen| {
             let living = tracked_agent(world)?;
-            if code(&seen.run)? == Some(0) && living.is_none_or(|one| seen.before.contains(&one)) {
+            if code(seen)? == Some(0) && living.is_none_or(|one| seen.before.contains(&one)) {
                 return Err(format!("it LIES: exit 0, and agent {living:?} lives"));
             }
             overlap(world)?;
