@@ -393,6 +393,10 @@ impl<'plan> Tracer<'plan> {
             shell.current_dir(folder);
         }
         let (mut gate, inside) = UnixStream::pair().expect("the gate");
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it is waited for together with its children, in `step`"
+        )]
         let mut shell = shell
             .stdin(OwnedFd::from(inside))
             .stdout(output.try_clone().expect("the output file"))

@@ -16,7 +16,8 @@ use std::cell::RefCell;
 use std::process::{Command, Stdio};
 
 use scenarios::syscalls::sweep::{
-    Case, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, overlap, tracked_agent,
+    Case, Look, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, overlap,
+    tracked_agent,
 };
 use scenarios::syscalls::{Call, Fault, Order, Victims, Who};
 use scenarios::{Program, World, python, until};
@@ -25,7 +26,7 @@ use scenarios::{Program, World, python, until};
 const SAMPLE: usize = 12;
 
 /// Every call; where two processes are at work: each alone and both.
-fn every_call(look: &mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case> {
+fn every_call(look: Look<'_>) -> Vec<Case> {
     let mut cases = Vec::new();
     for order in [Order::ChildFirst, Order::ProgramFirst] {
         for call in look(order) {

@@ -17,8 +17,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use scenarios::syscalls::sweep::{
-    Case, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, nothing_left, overlap,
-    tracked_agent,
+    Case, Look, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, nothing_left,
+    overlap, tracked_agent,
 };
 use scenarios::syscalls::{Access, Call, End, Errno, Fault, Order};
 use scenarios::{Program, World};
@@ -78,7 +78,9 @@ fn errors_of(call: &Call) -> Vec<Errno> {
         "flock" => vec![E::EAGAIN, E::EINTR, E::ENOLCK],
         "fcntl" => vec![E::EMFILE, E::EAGAIN],
         "fork" | "clone" | "clone3" | "vfork" => vec![E::EAGAIN, E::ENOMEM],
-        "pipe" | "pipe2" | "socketpair" => vec![E::EMFILE, E::ENFILE],
+        "pipe" | "pipe2" | "socketpair" | "epoll_create1" | "timerfd_create" | "eventfd2" => {
+            vec![E::EMFILE, E::ENFILE]
+        }
         "pidfd_open" => vec![
             E::EMFILE,
             E::ENFILE,
@@ -89,12 +91,9 @@ fn errors_of(call: &Call) -> Vec<Errno> {
         ],
         "pidfd_send_signal" | "kill" | "tgkill" => vec![E::EPERM, E::ESRCH, E::ENOSYS],
         "poll" | "ppoll" | "select" | "pselect6" => vec![E::EINTR, E::ENOMEM],
-        "epoll_create1" | "timerfd_create" | "eventfd2" => vec![E::EMFILE, E::ENFILE],
         "epoll_ctl" => vec![E::ENOMEM, E::ENOSPC],
-        "epoll_wait" | "epoll_pwait" => vec![E::EINTR],
-        "nanosleep" | "clock_nanosleep" => vec![E::EINTR],
-        "signalfd" | "signalfd4" => vec![E::EMFILE, E::ENFILE, E::ENOMEM],
-        "inotify_init1" => vec![E::EMFILE, E::ENFILE, E::ENOMEM],
+        "epoll_wait" | "epoll_pwait" | "nanosleep" | "clock_nanosleep" => vec![E::EINTR],
+        "signalfd" | "signalfd4" | "inotify_init1" => vec![E::EMFILE, E::ENFILE, E::ENOMEM],
         "inotify_add_watch" => vec![E::ENOSPC, E::ENOMEM, E::EACCES, E::ENOENT],
         "fchmod" | "fchmodat" | "chmod" | "fchown" | "fchownat" | "utimensat" => {
             vec![E::EPERM, E::EROFS, E::EIO]
@@ -202,7 +201,7 @@ fn lasts(errno: Errno) -> bool {
 }
 
 /// Every error at every call; from then on at the first, second, fourth, … call of a name.
-fn every_error(look: &mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case> {
+fn every_error(look: Look<'_>) -> Vec<Case> {
     let order = Order::ChildFirst;
     let mut cases = Vec::new();
     let mut seen = HashMap::new();
@@ -269,9 +268,8 @@ fn was_lied_to(seen: &Seen) -> bool {
     let Some(case) = &seen.case else {
         return false;
     };
-    let errno = match case.fault {
-        Fault::Fail(errno) | Fault::FailFromThenOn(errno) => errno,
-        _ => return false,
+    let (Fault::Fail(errno) | Fault::FailFromThenOn(errno)) = case.fault else {
+        return false;
     };
     let process = seen.run.reached.as_ref().is_some_and(|call| {
         call.about.starts_with("/proc") || call.point.name.starts_with("pidfd")

@@ -114,6 +114,9 @@ pub struct Seen {
     pub run: Run,
 }
 
+/// Runs the program without a fault, in an order of its processes: its calls.
+pub type Look<'run> = &'run mut dyn FnMut(Order) -> Vec<Call>;
+
 /// A program in a situation, and what must be true after a fault in it.
 pub struct Scenario<'test> {
     /// The test's file and function, for the command that repeats a case.
@@ -123,7 +126,7 @@ pub struct Scenario<'test> {
     /// Makes the situation.
     pub set_up: &'test dyn Fn(&mut World),
     /// The cases, from what the given function sees when nothing goes wrong.
-    pub cases: &'test dyn Fn(&mut dyn FnMut(Order) -> Vec<Call>) -> Vec<Case>,
+    pub cases: &'test dyn Fn(Look<'_>) -> Vec<Case>,
     /// Does a good run leave the situation as it was? Then the next case uses it
     /// again, unless something can be seen to differ; and it is stopped at the end.
     pub lasting: bool,
@@ -203,11 +206,11 @@ pub fn alone(test: &str, body: impl FnOnce()) {
             .stderr(said.try_clone().expect("the output file"))
             .status()
             .expect("unshare");
-        let mut text = String::new();
+        let mut words = String::new();
         said.seek(SeekFrom::Start(0)).expect("rewind the output");
-        said.read_to_string(&mut text).expect("the output");
-        assert!(status.success(), "{text}");
-        eprint!("{text}");
+        said.read_to_string(&mut words).expect("the output");
+        assert!(status.success(), "{words}");
+        eprint!("{words}");
     } else {
         left_out(
             &format!("a PID namespace of its own for {test}"),
