@@ -19,7 +19,7 @@ use scenarios::syscalls::sweep::{
     Case, Look, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, overlap,
     tracked_agent,
 };
-use scenarios::syscalls::{Call, Fault, Order, Victims, Who};
+use scenarios::syscalls::{Fault, Order, Victims, Who};
 use scenarios::{Program, World, python, until};
 
 /// How many cases of each scenario an everyday run visits.
