@@ -16,8 +16,8 @@ use std::cell::RefCell;
 use std::process::{Command, Stdio};
 
 use scenarios::syscalls::sweep::{
-    Case, Look, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, overlap,
-    tracked_agent,
+    Case, Look, Scenario, Seen, agents, alone, exit_code, next_start, next_stop, nothing_left,
+    overlap, tracked_agent,
 };
 use scenarios::syscalls::{Fault, Order, Victims, Who};
 use scenarios::{Program, World, python, until};
@@ -46,7 +46,7 @@ fn every_call(look: Look<'_>) -> Vec<Case> {
 }
 
 /// A child that was killed: the program itself must have noticed.
-fn program_noticed(seen: &Seen, living: Option<u32>) -> Result<(), String> {
+fn program_noticed(world: &World, seen: &Seen, living: Option<u32>) -> Result<(), String> {
     let survived = matches!(
         seen.case.as_ref().map(|case| case.fault),
         Some(Fault::Kill(Victims::Child))
@@ -60,8 +60,10 @@ fn program_noticed(seen: &Seen, living: Option<u32>) -> Result<(), String> {
     match (exit_code(&seen.run)?, living) {
         (0, Some(_)) => Ok(()),
         (0, None) => Err("it LIES: exit 0, and no agent lives".to_owned()),
-        (1, None) if survived && !seen.run.output.trim().is_empty() => Ok(()),
-        (1, None) if survived => Err("it says nothing about the death".to_owned()),
+        (1, None) if survived && seen.run.output.trim().is_empty() => {
+            Err("it says nothing about the death".to_owned())
+        }
+        (1, None) if survived => nothing_left(world),
         (code, living) => Err(format!("exit {code} with agent {living:?}")),
     }
 }
@@ -91,7 +93,7 @@ fn sweep(
 /// What every crash of a program that starts an agent must leave behind.
 fn one_tracked_or_none(world: &World, seen: &Seen) -> Result<(), String> {
     let living = tracked_agent(world)?;
-    program_noticed(seen, living)?;
+    program_noticed(world, seen, living)?;
     next_start(world, living)?;
     next_stop(world)
 }
@@ -222,7 +224,7 @@ fn after_a_killed_restart_the_next_stop_cleans_everything() {
         false,
         &|world, seen| {
             let living = tracked_agent(world)?;
-            program_noticed(seen, living)?;
+            program_noticed(world, seen, living)?;
             overlap(world)?;
             next_stop(world)?;
             next_start(world, None)?;
