@@ -261,11 +261,24 @@ pub fn available() -> Result<(), String> {
 /// # Errors
 /// If tracing is not permitted here.
 pub fn run(command: &Command, plan: &Plan) -> Result<Run, String> {
+    run_with(command, plan, &|| {})
+}
+
+/// Like [`run`]; after a kill, `meanwhile` is called while whoever survives it
+/// still stands before its call: here a rival may come in.
+///
+/// # Errors
+/// If tracing is not permitted here.
+pub fn run_with(
+    command: &Command,
+    plan: &Plan,
+    meanwhile: &(dyn Fn() + Sync),
+) -> Result<Run, String> {
     // A thread of its own: only the thread that seized a process may control
     // it, and `waitpid` shall see no other child of this test.
     std::thread::scope(|scope| {
         scope
-            .spawn(|| Tracer::run(command, plan))
+            .spawn(|| Tracer::run(command, plan, meanwhile))
             .join()
             .expect("the tracer's thread")
     })
@@ -348,6 +361,7 @@ struct Tracee {
 
 struct Tracer<'plan> {
     plan: &'plan Plan,
+    meanwhile: &'plan (dyn Fn() + Sync),
     root: Pid,
     tracees: Vec<Tracee>,
     /// Children that stopped for the first time before their parent's fork was seen.
@@ -375,7 +389,11 @@ const OPTIONS: ptrace::Options = ptrace::Options::PTRACE_O_TRACESYSGOOD
 const GATE: &str = r#"echo >&0; read -r _; exec "$0" "$@" </dev/null"#;
 
 impl<'plan> Tracer<'plan> {
-    fn run(command: &Command, plan: &'plan Plan) -> Result<Run, String> {
+    fn run(
+        command: &Command,
+        plan: &'plan Plan,
+        meanwhile: &'plan (dyn Fn() + Sync),
+    ) -> Result<Run, String> {
         let mut output = tempfile::tempfile().expect("a file for the output");
         let mut shell = Command::new("/bin/sh");
         shell
@@ -415,6 +433,7 @@ impl<'plan> Tracer<'plan> {
         gate.write_all(b"\n").expect("open the gate");
         let mut tracer = Self {
             plan,
+            meanwhile,
             root,
             tracees: vec![Tracee::new(root, Who::Program)],
             early: Vec::new(),
@@ -705,6 +724,7 @@ impl<'plan> Tracer<'plan> {
             }
         }
         if !dies(who) {
+            (self.meanwhile)();
             self.resume(pid, None);
         }
         self.release_held();

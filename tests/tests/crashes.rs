@@ -20,7 +20,7 @@ use scenarios::syscalls::sweep::{
     overlap, tracked_agent,
 };
 use scenarios::syscalls::{Fault, Order, Victims, Who};
-use scenarios::{Program, World, python, until};
+use scenarios::{Program, World, python, text, until};
 
 /// How many cases of each scenario an everyday run visits.
 const SAMPLE: usize = 12;
@@ -83,6 +83,7 @@ fn sweep(
             cases: &every_call,
             lasting,
             judge,
+            rival: None,
             sample: SAMPLE,
             kept: RefCell::default(),
         }
@@ -135,6 +136,52 @@ fn a_killed_starter_leaves_no_agent_or_a_tracked_one() {
         false,
         &one_tracked_or_none,
     );
+}
+
+/// The starter is dead, its child not yet the agent, and the next starter is
+/// there already: the child has inherited the guard and keeps it out.
+#[test]
+fn nobody_gets_in_between_a_dead_starter_and_its_child() {
+    let test = "nobody_gets_in_between_a_dead_starter_and_its_child";
+    alone(test, || {
+        Scenario {
+            test: ("crashes", test),
+            program: Program::Start,
+            set_up: &|_| {},
+            cases: &|look| {
+                look(Order::ChildFirst)
+                    .iter()
+                    .filter(|call| call.point.who != Who::Program)
+                    .map(|call| Case::at(call, Fault::Kill(Victims::Program), Order::ChildFirst))
+                    .collect()
+            },
+            lasting: false,
+            judge: &|world, seen| {
+                let living = tracked_agent(world)?;
+                overlap(world)?;
+                if let Some(rival) = &seen.rival {
+                    let said = text(rival);
+                    if rival.status.code() != Some(1)
+                        || !said.contains("ERROR: Already running or locked")
+                    {
+                        return Err(format!(
+                            "the rival is not refused: it ended with {} and said: {said}",
+                            rival.status
+                        ));
+                    }
+                    if living.is_none() || world.starts().len() > 1 {
+                        return Err(format!("the child is not the agent\n{}", world.describe()));
+                    }
+                }
+                next_start(world, living)?;
+                next_stop(world)
+            },
+            rival: Some(Program::Start),
+            sample: SAMPLE / 2,
+            kept: RefCell::default(),
+        }
+        .sweep();
+    });
 }
 
 #[test]

@@ -345,6 +345,7 @@ fn sweep(
             },
             lasting,
             judge,
+            rival: None,
             sample: SAMPLE,
             kept: RefCell::default(),
         }

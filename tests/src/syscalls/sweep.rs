@@ -10,13 +10,16 @@ use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::{Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, known_name, run};
+use super::{
+    Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, known_name, run_with,
+};
 use crate::{Program, World, left_out, python, text};
 
 /// One fault at one point.
@@ -112,6 +115,8 @@ pub struct Seen {
     pub case: Option<Case>,
     /// The run.
     pub run: Run,
+    /// What the rival did, if there was one.
+    pub rival: Option<Output>,
 }
 
 /// Runs the program without a fault, in an order of its processes: its calls.
@@ -132,6 +137,9 @@ pub struct Scenario<'test> {
     pub lasting: bool,
     /// Says what is wrong after a run.
     pub judge: &'test dyn Fn(&World, &Seen) -> Result<(), String>,
+    /// The program that comes in after a kill, while the surviving process still
+    /// stands before its call.
+    pub rival: Option<Program>,
     /// How many cases an everyday run visits, evenly spread.
     pub sample: usize,
     /// Begins as none.
@@ -368,12 +376,18 @@ impl Scenario<'_> {
         let judged = catch_unwind(AssertUnwindSafe(|| {
             let situation = self.situation();
             let world = &situation.world;
-            let run = run(&world.program(self.program), plan)?;
+            let rival = Mutex::new(None);
+            let rivals_program = self.rival;
+            let run = run_with(&world.program(self.program), plan, &|| {
+                *rival.lock().expect("the rival") =
+                    rivals_program.map(|program| world.run(program));
+            })?;
             note(&run);
             let seen = Seen {
                 before: situation.agents.clone(),
                 case: case.copied(),
                 run,
+                rival: rival.into_inner().expect("the rival"),
             };
             let judged = (self.judge)(world, &seen);
             if judged.is_err() {
