@@ -171,6 +171,17 @@ impl Extent {
 /// Set in a test executable that is already alone (see [`alone`]).
 const ALONE: &str = "VOICE_GUARD_SWEEP_ALONE";
 
+fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+/// How many cases a full sweep visits in a PID namespace that is not its own:
+/// each pass over all processes there makes thousands of calls.
+const CROWDED: usize = 400;
+
+/// After so many failures a sweep gives up.
+const ENOUGH: usize = 25;
+
 /// Init of the namespace: runs the test and reaps what loses its parent.
 const INIT: &str = r#""$@"; exit $?"#;
 
@@ -200,7 +211,7 @@ pub fn alone(test: &str, body: impl FnOnce()) {
             .output()
             .is_ok_and(|output| output.status.success())
     };
-    if std::env::var_os(ALONE).is_some() {
+    if is_alone() {
         body();
     } else if possible() {
         let mut said = tempfile::tempfile().expect("a file for the output");
@@ -237,16 +248,29 @@ impl Scenario<'_> {
         let began = Instant::now();
         let all = || (self.cases)(&mut |order| self.look(order));
         let mut possible = 1;
+        let mut some = |at_most: usize| {
+            let all = all();
+            possible = all.len();
+            if all.len() <= at_most {
+                return all;
+            }
+            // Never the same step as the rhythm of the calls themselves.
+            let step = (all.len() / at_most.max(1)) | 1;
+            all.into_iter().step_by(step).collect()
+        };
         let cases = match Extent::wanted() {
             Extent::One(case) => vec![case],
-            Extent::Everything => all(),
-            Extent::Sample => {
-                let all = all();
-                possible = all.len();
-                // Never the same step as the rhythm of the calls themselves.
-                let step = (all.len() / self.sample.max(1)).max(1) | 1;
-                all.into_iter().step_by(step).collect()
+            Extent::Everything if is_alone() => some(usize::MAX),
+            Extent::Everything => {
+                left_out(
+                    &format!("every call in {}", self.test.1),
+                    &format!(
+                        "there are too many where all processes are seen; {CROWDED} are visited"
+                    ),
+                );
+                some(CROWDED)
             }
+            Extent::Sample => some(self.sample),
         };
         let mut tally = Tally::default();
         let mut failures = 0;
@@ -257,6 +281,10 @@ impl Scenario<'_> {
                 // At once: a full sweep takes minutes.
                 eprintln!("{failure}\n");
                 failures += 1;
+            }
+            if failures == ENOUGH {
+                eprintln!("{ENOUGH} failures are enough: the other cases are not visited");
+                break;
             }
             if started.elapsed() > slowest.0 {
                 slowest = (started.elapsed(), case.to_string());
@@ -273,7 +301,7 @@ impl Scenario<'_> {
             self.program.name(),
             self.test.1,
             cases.len(),
-            possible.max(cases.len()),
+            possible,
             tally.points.len(),
             tally.not_reached,
             failures,
@@ -313,7 +341,7 @@ impl Scenario<'_> {
 
     fn visit(&self, case: &Case, tally: &mut Tally) -> Result<(), String> {
         let plan = Plan {
-            deadline: Duration::from_secs(15),
+            deadline: Duration::from_secs(30),
             ..Plan::with(case.point, case.fault, case.order)
         };
         let mut reached = None;
@@ -507,7 +535,7 @@ pub fn next_start(world: &World, living: Option<u32>) -> Result<(), String> {
         (Some(_), _) => return told("does not refuse although an agent lives"),
     }
     // Starting Python takes some 30 ms; what is meant is the originals' 30 s.
-    if took > Duration::from_secs(4) {
+    if took > Duration::from_secs(10) {
         return told("waits");
     }
     match tracked_agent(world)? {
