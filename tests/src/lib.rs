@@ -21,6 +21,7 @@ mod old_style;
 mod processes;
 mod program;
 pub mod surroundings;
+pub mod syscalls;
 mod wait;
 mod world;
 
