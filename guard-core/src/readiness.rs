@@ -1,11 +1,10 @@
 //! Is the agent ready? Its log says so, by a line that matches a pattern.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use anstream::adapter::StripBytes;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use regex_lite::{Regex, RegexBuilder};
 
 use crate::log_file::AgentLog;
@@ -73,34 +72,31 @@ impl ReadinessLine {
     }
 }
 
-/// Watches what an agent writes into its log from the beginning of its start.
+/// Reads what an agent writes into its log from the beginning of its start.
+///
+/// The log is glanced at, at the price of an `fstat` a few hundred times a
+/// second at most. An inotify watch would be the event for it, but the kernel
+/// takes 11 to 23 ms to close one (it waits for an SRCU grace period in
+/// `inotify_release`), which is longer than everything else that follows the
+/// readiness line.
 #[derive(Debug)]
 pub struct LogWatch {
     file: File,
     position: u64,
     line: ReadinessLine,
-    events: Option<Inotify>,
 }
 
 impl LogWatch {
     /// Watches `log`; to be called before the agent can write.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// When no descriptor is to be had.
     pub fn of(log: &AgentLog, pattern: Regex) -> io::Result<Self> {
         Ok(Self {
-            file: File::open(log.path())?,
+            file: log.output().try_clone()?.into(),
             position: log.start(),
             line: ReadinessLine::new(pattern),
-            events: watch(log).ok(),
         })
-    }
-
-    /// Readable when something was written; `None` if the system has no watch
-    /// to give (`fs.inotify.max_user_instances`): then look now and again.
-    #[must_use]
-    pub fn events(&self) -> Option<BorrowedFd<'_>> {
-        self.events.as_ref().map(AsFd::as_fd)
     }
 
     /// Reads on; `true` once the readiness line is there.
@@ -108,19 +104,15 @@ impl LogWatch {
     /// # Errors
     /// When the log cannot be read.
     pub fn is_ready(&mut self) -> io::Result<bool> {
-        if let Some(events) = &self.events {
-            // Emptied before the log is read, so that nothing is missed.
-            let _ = events.read_events();
-        }
-        if self.file.metadata()?.len() < self.position {
+        let length = self.file.metadata()?.len();
+        if length < self.position {
             // Somebody has emptied it meanwhile.
             self.position = 0;
         }
-        self.file.seek(SeekFrom::Start(self.position))?;
         let mut piece = [0; 8192];
-        loop {
-            let count = match self.file.read(&mut piece) {
-                Ok(0) => return Ok(false),
+        while self.position < length {
+            let count = match self.file.read_at(&mut piece, self.position) {
+                Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
@@ -130,13 +122,8 @@ impl LogWatch {
                 return Ok(true);
             }
         }
+        Ok(false)
     }
-}
-
-fn watch(log: &AgentLog) -> nix::Result<Inotify> {
-    let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    events.add_watch(log.path(), AddWatchFlags::IN_MODIFY)?;
-    Ok(events)
 }
 
 #[cfg(test)]

@@ -606,10 +606,11 @@ impl Report {
             Tone::Warning => "\x1b[33m",
             Tone::Error => "\x1b[1;31m",
         };
+        let sentence = harmless(sentence);
         if self.coloured && !colour.is_empty() {
             print(&format!("{colour}{sentence}\x1b[0m"));
         } else {
-            print(sentence);
+            print(&sentence);
         }
     }
 }
@@ -733,6 +734,20 @@ fn span(seconds: u64) -> String {
         3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
     }
+}
+
+/// What an agent writes and what settings hold must not steer the terminal that
+/// shows it.
+fn harmless(line: &str) -> String {
+    let mut harmless = String::with_capacity(line.len());
+    for character in line.chars() {
+        if character.is_control() && character != '\t' {
+            harmless.extend(character.escape_default());
+        } else {
+            harmless.push(character);
+        }
+    }
+    harmless
 }
 
 /// A closed or broken standard output loses the message, nothing else.

@@ -275,6 +275,13 @@ pub fn proc_failure(error: &io::Error) -> Failure {
         .help("check that /proc is mounted and that this user may open more files (ulimit -n)")
 }
 
+/// Processes could not be signalled or waited for.
+#[must_use]
+pub fn cannot_end(error: &io::Error) -> Failure {
+    Failure::new(format!("cannot wait for processes to end: {error}"))
+        .help("check how many files this user may open (ulimit -n), and try again")
+}
+
 /// Something else lies where a tracking file belongs.
 #[must_use]
 pub fn odd(what: &str, path: &std::path::Path, oddity: Oddity) -> Failure {

@@ -23,7 +23,7 @@ use crate::pid_file::Tracking;
 use crate::process_table::Pid;
 use crate::readiness::LogWatch;
 use crate::report::{Refusal, Report};
-use crate::scene::{Scene, cannot, cannot_remove, odd, proc_failure};
+use crate::scene::{Scene, cannot, cannot_end, cannot_remove, odd};
 use crate::settings::{EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
@@ -35,8 +35,8 @@ use crate::vigil::{Vigil, Woken};
 /// How long a starter waits for a check or a stop to release the guard.
 const GUARD_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often the log is read when the system has no watch to give.
-const LOG_GLANCE: Duration = Duration::from_millis(10);
+/// How long the pause between two glances at the log may grow.
+const LONGEST_GLANCE: Duration = Duration::from_millis(4);
 
 /// How long an original starter that has overwritten our lock may take until
 /// its agent is there to be seen.
@@ -223,7 +223,7 @@ pub(crate) fn clear_orphans(
             vigil,
             Impatience::GiveUp,
         )
-        .map_err(|error| proc_failure(&error))?;
+        .map_err(|error| cannot_end(&error))?;
         report.ended(&termination.ended);
         report.survivors(&termination.survivors);
         if let Some(interruption) = termination.interrupted {
@@ -449,7 +449,7 @@ fn open_log(settings: &Settings) -> Result<AgentLog, Failure> {
 /// Removes a PID file that names a child of ours that was killed before it was
 /// the agent.
 fn forget_the_dead(scene: &Scene<'_>) {
-    let _ = tracking_file::remove(&tracking_file::beside(scene.pid_file.path()));
+    let _ = tracking_file::remove_plain(&tracking_file::beside(scene.pid_file.path()));
     let Ok(Some(pid)) = scene.pid_file.number() else {
         return;
     };
@@ -478,7 +478,7 @@ impl Start<'_> {
     /// Ready as soon as the log says so, failed as soon as the pidfd says dead,
     /// otherwise good after the window if alive; and alone.
     fn verify(&mut self, vigil: &mut Vigil, report: &mut Report) -> Result<Outcome, Failure> {
-        let window = Deadline::after(self.scene.settings.verify);
+        let mut window = Deadline::after(self.scene.settings.verify);
         let registered = loop {
             let ready = self
                 .watch
@@ -490,15 +490,9 @@ impl Start<'_> {
             if ready {
                 break true;
             }
-            let events = self.watch.events();
-            let limit = match events {
-                Some(_) => window.left(),
-                None => window.left().min(LOG_GLANCE),
-            };
-            let mut descriptors = vec![self.newborn.pidfd.as_fd()];
-            descriptors.extend(events);
+            let pause = window.next_pause().unwrap_or_default().min(LONGEST_GLANCE);
             let woken = vigil
-                .wait(&descriptors, limit)
+                .wait(&[self.newborn.pidfd.as_fd()], pause)
                 .map_err(|error| Failure::new(format!("cannot wait for the agent: {error}")))?;
             match woken {
                 Woken::ByInterruption(interruption) => {
@@ -655,7 +649,7 @@ impl Start<'_> {
         }
         self.newborn.kill();
         // What a child leaves that is killed in the middle of its birth.
-        let _ = tracking_file::remove(&tracking_file::beside(scene.pid_file.path()));
+        let _ = tracking_file::remove_plain(&tracking_file::beside(scene.pid_file.path()));
         match scene.pid_file.remove_if_naming(self.pid()) {
             Ok(_) => {}
             Err(error) => report.note(format!(

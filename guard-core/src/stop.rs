@@ -11,13 +11,13 @@ use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::{Identity, Pid};
 use crate::report::Report;
-use crate::scene::{Scene, cannot_remove, proc_failure};
+use crate::scene::{Scene, cannot_end, cannot_remove, odd};
 use crate::settings::Settings;
 use crate::sighting::{Kin, KinOf, Sighting, Strangers};
 use crate::signals::Interruption;
 use crate::startup_lock::Starter;
 use crate::terminate::{Impatience, end};
-use crate::tracking_file;
+use crate::tracking_file::{self, PlainError};
 use crate::vigil::Vigil;
 
 /// How long, beyond the grace period, a stop waits for other programs to let
@@ -72,7 +72,7 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
             report.ended(&termination.ended);
             report.survivors(&termination.survivors);
         })
-        .map_err(|error| proc_failure(&error))
+        .map_err(|error| cannot_end(&error))
     })?;
     let clearing = clear_everything(
         &scene,
@@ -233,7 +233,7 @@ pub(crate) fn clear_everything(
             vigil,
             Impatience::GiveUp,
         )
-        .map_err(|error| proc_failure(&error))?;
+        .map_err(|error| cannot_end(&error))?;
         ended += termination.ended.len();
         report.ended(&termination.ended);
         report.survivors(&termination.survivors);
@@ -278,7 +278,7 @@ fn settle(
     }
 }
 
-/// Removes both files, whatever they hold; to be called under the guard, with
+/// Removes both files, whatever stands in them; to be called under the guard, with
 /// nothing left that they could name.
 ///
 /// # Errors
@@ -291,12 +291,12 @@ pub(crate) fn remove_tracking_files(scene: &Scene<'_>, report: &mut Report) -> R
     for (what, path) in files {
         let owner = owner_of(path);
         // What a program that was killed in the middle has left.
-        let _ = tracking_file::remove(&tracking_file::beside(path));
-        // A link is removed, not what it points to.
-        match tracking_file::remove(path) {
+        let _ = tracking_file::remove_plain(&tracking_file::beside(path));
+        match tracking_file::remove_plain(path) {
+            Err(PlainError::Odd(oddity)) => return Err(odd(what, path, oddity)),
             Ok(true) => report.removed(path),
             Ok(false) => {}
-            Err(error) => return Err(cannot_remove(what, path, owner, &error)),
+            Err(PlainError::Io(error)) => return Err(cannot_remove(what, path, owner, &error)),
         }
     }
     Ok(())

@@ -176,7 +176,7 @@ fn fill(file: &OwnedFd, mut content: &[u8]) -> io::Result<()> {
 /// Those of [`create_new`].
 pub fn create_beside(path: &Path, content: &[u8]) -> io::Result<(PathBuf, OwnedFd)> {
     let beside = beside(path);
-    remove(&beside)?;
+    remove_plain(&beside)?;
     let file = create_new(&beside, content)?;
     Ok((beside, file))
 }
@@ -199,6 +199,40 @@ pub fn remove(path: &Path) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Why a name was not removed.
+#[derive(Debug)]
+pub enum PlainError {
+    /// It is no plain file's.
+    Odd(Oddity),
+    /// The system refused.
+    Io(io::Error),
+}
+
+impl From<PlainError> for io::Error {
+    fn from(error: PlainError) -> Self {
+        match error {
+            PlainError::Odd(oddity) => Self::other(format!("{oddity} is in the way")),
+            PlainError::Io(error) => error,
+        }
+    }
+}
+
+/// Removes a name if a plain file has it: what our programs make. A link, a
+/// device or a pipe is somebody's, and a setting that names one is a slip.
+///
+/// # Errors
+/// When it is something else, and those of `lstat(2)` and `unlink(2)`.
+pub fn remove_plain(path: &Path) -> Result<bool, PlainError> {
+    match rustix::fs::lstat(path) {
+        Ok(stat) => match Oddity::of(&stat) {
+            None => remove(path).map_err(PlainError::Io),
+            Some(oddity) => Err(PlainError::Odd(oddity)),
+        },
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(PlainError::Io(errno.into())),
     }
 }
 
