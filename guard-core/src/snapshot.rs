@@ -203,6 +203,14 @@ impl<'a> Snapshot<'a> {
             if root == pid || entry.stat.terminal != 0 {
                 continue;
             }
+            // A container's number means nobody out here; nor is it signalled.
+            if self
+                .table
+                .credentials(pid)?
+                .is_none_or(|credentials| credentials.contained)
+            {
+                continue;
+            }
             let root_lives = self
                 .table
                 .environment(root)
