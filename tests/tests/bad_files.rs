@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 use scenarios::surroundings::{
     NO_ARGUMENTS, OtherUser, Room, Stranger, after, assert_names, move_files_into_sticky_folder,
     outcome, pids, remove_traces, report, run, verdict,
@@ -71,6 +71,17 @@ fn victim(world: &World) -> PathBuf {
     world.scratch().join("victim")
 }
 
+/// A character device of the kernel's memory devices (3 is null, 5 zero); where
+/// only root may make one, a FIFO, which is no plain file either.
+fn make_device(path: &Path, minor: u64) {
+    let mode = Mode::from_bits_truncate(0o666);
+    let device = nix::sys::stat::makedev(1, minor);
+    if nix::sys::stat::mknod(path, SFlag::S_IFCHR, mode, device).is_err() {
+        left_out("a device in place of a file", "needs root, to make one");
+        nix::unistd::mkfifo(path, mode).unwrap();
+    }
+}
+
 /// What may stand where a tracking file belongs.
 #[derive(Debug, Clone, Copy)]
 enum Obstacle {
@@ -82,10 +93,13 @@ enum Obstacle {
     LinkToNothing,
     LinkToItself,
     LinkToEndlessDevice,
+    /// A node of the world's own: a program that is wrong as root must not be
+    /// able to remove or change one of the machine's.
+    Device,
 }
 
 impl Obstacle {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Folder,
         Self::FullFolder,
         Self::Fifo,
@@ -94,6 +108,7 @@ impl Obstacle {
         Self::LinkToNothing,
         Self::LinkToItself,
         Self::LinkToEndlessDevice,
+        Self::Device,
     ];
 
     fn put(self, world: &World, path: &Path) {
@@ -114,7 +129,14 @@ impl Obstacle {
                 symlink(victim(world), path).unwrap();
             }
             Self::LinkToItself => symlink(path, path).unwrap(),
-            Self::LinkToEndlessDevice => symlink("/dev/zero", path).unwrap(),
+            Self::LinkToEndlessDevice => {
+                let device = world.scratch().join("zero");
+                if !device.exists() {
+                    make_device(&device, 5);
+                }
+                symlink(device, path).unwrap();
+            }
+            Self::Device => make_device(path, 3),
         }
     }
 
@@ -136,7 +158,14 @@ impl Obstacle {
                     "precious\n"
                 );
             }
-            _ => {}
+            // What is no plain file was made by nobody's program, and removing
+            // it could take a machine's device away.
+            Self::Folder => assert!(path.is_dir(), "a folder was removed"),
+            Self::Fifo | Self::Socket | Self::Device => assert!(
+                path.symlink_metadata().is_ok_and(|found| !found.is_file()),
+                "{self:?} was removed or replaced"
+            ),
+            Self::LinkToItself | Self::LinkToEndlessDevice => {}
         }
     }
 
@@ -153,40 +182,43 @@ impl Obstacle {
 
 #[test]
 fn worthless_pid_file_never_stands_in_the_way() {
-    let world = World::new();
-    for (what, content) in worthless_contents() {
-        let write = || fs::write(world.pid_file(), &content).unwrap();
-        write();
-        let (code, said) = outcome(&world, Program::Check, &["--dry-run"]);
-        assert_eq!(code, 0, "{what}: {said}");
-        assert_eq!(
-            fs::read(world.pid_file()).unwrap(),
-            content,
-            "{what}: a dry run wrote"
-        );
-        let said = world.expect(Program::Check, 0);
-        assert!(
-            !world.pid_file().exists(),
-            "{what}: left by check, which said {said}"
-        );
+    // PID 1 and whole groups are named here: those of a room.
+    Room::new().enter("worthless_pid_file_never_stands_in_the_way", || {
+        let world = World::new();
+        for (what, content) in worthless_contents() {
+            let write = || fs::write(world.pid_file(), &content).unwrap();
+            write();
+            let (code, said) = outcome(&world, Program::Check, &["--dry-run"]);
+            assert_eq!(code, 0, "{what}: {said}");
+            assert_eq!(
+                fs::read(world.pid_file()).unwrap(),
+                content,
+                "{what}: a dry run wrote"
+            );
+            let said = world.expect(Program::Check, 0);
+            assert!(
+                !world.pid_file().exists(),
+                "{what}: left by check, which said {said}"
+            );
 
-        write();
-        world.expect(Program::Start, 0);
-        world.assert_one_agent();
-        // An editor or a script writes into the file of the running agent.
-        write();
-        let (code, said) = outcome(&world, Program::Check, NO_ARGUMENTS);
-        assert_eq!(code, 1, "{what}: the running agent is overlooked: {said}");
-        world.expect(Program::Start, 1);
-        assert_eq!(world.agents().len(), 1, "{what}");
-        world.expect(Program::Stop, 0);
-        world.assert_nothing_left();
+            write();
+            world.expect(Program::Start, 0);
+            world.assert_one_agent();
+            // An editor or a script writes into the file of the running agent.
+            write();
+            let (code, said) = outcome(&world, Program::Check, NO_ARGUMENTS);
+            assert_eq!(code, 1, "{what}: the running agent is overlooked: {said}");
+            world.expect(Program::Start, 1);
+            assert_eq!(world.agents().len(), 1, "{what}");
+            world.expect(Program::Stop, 0);
+            world.assert_nothing_left();
 
-        write();
-        world.expect(Program::Stop, 0);
-        world.assert_nothing_left();
-    }
-    world.assert_no_overlap();
+            write();
+            world.expect(Program::Stop, 0);
+            world.assert_nothing_left();
+        }
+        world.assert_no_overlap();
+    });
 }
 
 #[test]
@@ -226,41 +258,47 @@ fn agent_by_hand_is_seen_whatever_the_pid_file_says() {
 
 #[test]
 fn number_of_a_stranger_is_no_agent_and_gets_no_signal() {
-    let world = World::new();
-    let mut stranger = Stranger::sleeping(&world);
-    let mut dead = world.agent_by_hand("dev");
-    world.kill(dead.pid());
-    for (who, number) in [
-        ("a stranger", stranger.pid()),
-        ("PID 1", 1),
-        ("the test", std::process::id()),
-        ("a zombie", dead.pid()),
-    ] {
-        let write = || fs::write(world.pid_file(), format!("{number}\n")).unwrap();
-        write();
-        world.expect(Program::Check, 0);
-        write();
-        world.expect(Program::Stop, 0);
-        assert!(!world.pid_file().exists(), "{who}: the file is left");
-        write();
-        world.expect(Program::Start, 0);
-        assert_ne!(world.assert_one_agent(), number, "{who}");
-        // Now the running agent's own file gets the stranger's number.
-        write();
-        world.expect(Program::Restart, 0);
-        world.assert_one_agent();
-        write();
-        world.expect(Program::Stop, 0);
-        world.assert_nothing_left();
-        write();
-        world.expect(Program::System, 0);
-        world.assert_one_agent();
-        world.expect(Program::Stop, 0);
-        world.assert_nothing_left();
-        stranger.assert_lives();
-    }
-    world.assert_no_overlap();
-    dead.wait();
+    // PID 1 and whole groups are named here: those of a room.
+    Room::new().enter(
+        "number_of_a_stranger_is_no_agent_and_gets_no_signal",
+        || {
+            let world = World::new();
+            let mut stranger = Stranger::sleeping(&world);
+            let mut dead = world.agent_by_hand("dev");
+            world.kill(dead.pid());
+            for (who, number) in [
+                ("a stranger", stranger.pid()),
+                ("PID 1", 1),
+                ("the test", std::process::id()),
+                ("a zombie", dead.pid()),
+            ] {
+                let write = || fs::write(world.pid_file(), format!("{number}\n")).unwrap();
+                write();
+                world.expect(Program::Check, 0);
+                write();
+                world.expect(Program::Stop, 0);
+                assert!(!world.pid_file().exists(), "{who}: the file is left");
+                write();
+                world.expect(Program::Start, 0);
+                assert_ne!(world.assert_one_agent(), number, "{who}");
+                // Now the running agent's own file gets the stranger's number.
+                write();
+                world.expect(Program::Restart, 0);
+                world.assert_one_agent();
+                write();
+                world.expect(Program::Stop, 0);
+                world.assert_nothing_left();
+                write();
+                world.expect(Program::System, 0);
+                world.assert_one_agent();
+                world.expect(Program::Stop, 0);
+                world.assert_nothing_left();
+                stranger.assert_lives();
+            }
+            world.assert_no_overlap();
+            dead.wait();
+        },
+    );
 }
 
 #[test]
@@ -702,39 +740,44 @@ fn lock_file_that_is_being_written_counts_for_thirty_seconds() {
 
 #[test]
 fn worthless_lock_file_never_blocks_longer_than_the_contract_says() {
-    let world = World::new();
-    let mut stranger = Stranger::sleeping(&world);
-    let mut contents = worthless_contents();
-    contents.push(("a stranger", format!("{}\n", stranger.pid()).into_bytes()));
-    contents.push(("PID 1", b"1\n".to_vec()));
-    for (what, content) in contents {
-        let write = || fs::write(world.lock_file(), &content).unwrap();
-        // Fresh, it may be an original's that is being written: either verdict
-        // is right, but check and start agree.
-        write();
-        let (check, said) = outcome(&world, Program::Check, &["--dry-run"]);
-        let (start, more) = outcome(&world, Program::Start, NO_ARGUMENTS);
-        assert_eq!(check, start, "{what}: {said}{more}");
-        assert_eq!(world.agents().len(), usize::from(start == 0), "{what}");
-        if start == 1 {
-            // Beside a script that is just beginning, a stop waits for its agent.
-            set_age(&world.lock_file(), HOUR);
-        }
-        world.expect(Program::Stop, 0);
-        world.assert_nothing_left();
-        let stale: [fn(&Path); 2] = [
-            |path| set_age(path, Duration::from_secs(31)),
-            |path| set_ahead(path, HOUR),
-        ];
-        for age in stale {
-            write();
-            age(&world.lock_file());
-            let (code, said) = outcome(&world, Program::Check, NO_ARGUMENTS);
-            assert_eq!(code, 0, "{what}: {said}");
-            assert!(!world.lock_file().exists(), "{what}: {said}");
-        }
-    }
-    stranger.assert_lives();
+    // PID 1 and whole groups are named here: those of a room.
+    Room::new().enter(
+        "worthless_lock_file_never_blocks_longer_than_the_contract_says",
+        || {
+            let world = World::new();
+            let mut stranger = Stranger::sleeping(&world);
+            let mut contents = worthless_contents();
+            contents.push(("a stranger", format!("{}\n", stranger.pid()).into_bytes()));
+            for (what, content) in contents {
+                let write = || fs::write(world.lock_file(), &content).unwrap();
+                // Fresh, it may be an original's that is being written: either verdict
+                // is right, but check and start agree.
+                write();
+                let (check, said) = outcome(&world, Program::Check, &["--dry-run"]);
+                let (start, more) = outcome(&world, Program::Start, NO_ARGUMENTS);
+                assert_eq!(check, start, "{what}: {said}{more}");
+                assert_eq!(world.agents().len(), usize::from(start == 0), "{what}");
+                if start == 1 {
+                    // Beside a script that is just beginning, a stop waits for its agent.
+                    set_age(&world.lock_file(), HOUR);
+                }
+                world.expect(Program::Stop, 0);
+                world.assert_nothing_left();
+                let stale: [fn(&Path); 2] = [
+                    |path| set_age(path, Duration::from_secs(31)),
+                    |path| set_ahead(path, HOUR),
+                ];
+                for age in stale {
+                    write();
+                    age(&world.lock_file());
+                    let (code, said) = outcome(&world, Program::Check, NO_ARGUMENTS);
+                    assert_eq!(code, 0, "{what}: {said}");
+                    assert!(!world.lock_file().exists(), "{what}: {said}");
+                }
+            }
+            stranger.assert_lives();
+        },
+    );
 }
 
 #[test]

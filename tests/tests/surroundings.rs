@@ -5,12 +5,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 use scenarios::surroundings::{
     NO_ARGUMENTS, OtherUser, Room, Stranger, after, assert_names, exit_code,
     move_files_into_sticky_folder, outcome, pids, report, run, verdict,
@@ -449,17 +449,26 @@ fn log_that_belongs_to_another_user() {
 #[test]
 fn log_that_is_a_device() {
     let mut world = World::new();
-    world.set("VOICE_GUARD_LOG_FILE", "/dev/null");
+    // A null device of the world's own, never the machine's.
+    let log = world.path("null");
+    let mode = Mode::from_bits_truncate(0o666);
+    let device = nix::sys::stat::makedev(1, 3);
+    if nix::sys::stat::mknod(&log, SFlag::S_IFCHR, mode, device).is_err() {
+        return left_out("a log that is a device", "needs root, to make one");
+    }
+    world.set("VOICE_GUARD_LOG_FILE", &log);
     world.set("VOICE_GUARD_VERIFY_SECONDS", "0.2");
     // Nothing can be read back from it: success without confirmation, or a refusal.
     let (code, said) = outcome(&world, Program::Start, NO_ARGUMENTS);
     if code == 1 {
-        assert_names(&said, Path::new("/dev/null"));
+        assert_names(&said, &log);
     }
     assert_eq!(world.agents().len(), usize::from(code == 0), "{said}");
-    assert!(!Path::new("/dev/null.1").exists());
+    assert!(!world.path("null.1").exists());
     world.expect(Program::Stop, 0);
     world.assert_nothing_left();
+    let kind = log.symlink_metadata().unwrap().file_type();
+    assert!(kind.is_char_device(), "the device was removed or replaced");
 }
 
 #[test]
