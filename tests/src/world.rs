@@ -655,9 +655,11 @@ pub fn available(tools: &[&str], what: &str) -> bool {
     missing.is_none()
 }
 
-/// Says on stderr that something is not tested here, and why.
+/// Says on stderr that something is not tested here, and why. Not by
+/// `eprintln!`: that is shown of tests that fail only.
 pub fn left_out(what: &str, why: &str) {
-    eprintln!("left out: {what}: {why}");
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "left out: {what}: {why}");
 }
 
 fn read_back(file: &mut File) -> Vec<u8> {
