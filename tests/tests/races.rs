@@ -94,6 +94,32 @@ fn checks_disturb_no_start() {
     }
 }
 
+/// Each of them probes the lock of the PID file: no probe may look like an agent
+/// to another.
+#[test]
+fn checks_together_all_find_a_stale_pid_file_safe() {
+    let world = World::new();
+    world.expect(Program::Start, 0);
+    world.kill(world.assert_one_agent());
+    for round in 0..slow_rounds(8) {
+        let mut barrier = Barrier::new(&world);
+        for _ in 0..48 {
+            let mut check = world.program(Program::Check);
+            // The file is to stay: whoever comes first would remove it.
+            check.arg("--dry-run");
+            barrier.add(&check);
+        }
+        let ended = barrier.release().wait();
+        let context = || world.transcript(round, &ended);
+        assert!(
+            ended.iter().all(|one| one.code() == Some(0)),
+            "{}",
+            context()
+        );
+        assert!(world.pid_file().exists(), "{}", context());
+    }
+}
+
 /// Whoever comes first: a start that says 0 was followed by the stop or has its
 /// agent still; a start that says 1 leaves none; the stop always succeeds.
 #[test]
