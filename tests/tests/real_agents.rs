@@ -658,7 +658,8 @@ impl Drop for Script<'_> {
 /// that names the log, a job and a Python that have been re-parented, and what a
 /// web server that reloads itself leaves when it is killed: a spawn child of
 /// multiprocessing and its resource tracker, just like an orphan of the agent,
-/// down to the environment.
+/// down to the environment. (Its file is not in the project folder: older agents
+/// reload when a Python file appears there.)
 const SCRIPT: &str = r#"
 set -a; . ./.env; set +a
 : >>"$VOICE_GUARD_LOG_FILE"
@@ -668,7 +669,7 @@ export BYSTANDER=1
 tail -f "$VOICE_GUARD_LOG_FILE" >/dev/null 2>&1 & echo $!
 (sleep 600 >/dev/null 2>&1 & echo $!)
 ("$VOICE_GUARD_PYTHON" -c 'import signal; signal.pause()' >/dev/null 2>&1 & echo $!)
-cat >token_server_$$.py <<'END'
+cat >../scratch/token_server_$$.py <<'END'
 import multiprocessing, os, signal
 from multiprocessing import resource_tracker
 if __name__ == "__main__":
@@ -677,7 +678,7 @@ if __name__ == "__main__":
     print(child.pid, resource_tracker._resource_tracker._pid, sep="\n", flush=True)
     os._exit(0)
 END
-"$VOICE_GUARD_PYTHON" token_server_$$.py 2>/dev/null
+"$VOICE_GUARD_PYTHON" ../scratch/token_server_$$.py 2>/dev/null
 read -r _
 "#;
 
