@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use scenarios::surroundings::{NO_ARGUMENTS, assert_names, outcome, pids, report};
-use scenarios::{Program, World, is_alive, process, until};
+use scenarios::surroundings::{NO_ARGUMENTS, Stranger, assert_names, outcome, pids, report};
+use scenarios::{Program, World, is_alive, process, python, until};
 
 const EVERY_KIND: &str = "fork,deaf,setsid,grandchild,spawn,forkserver,system,inheriting";
 
@@ -304,4 +307,86 @@ fn recovery_by_hand_is_followed_by_a_start_that_works() {
     world.assert_one_agent();
     world.expect(Program::Stop, 0);
     world.assert_no_overlap();
+}
+
+/// Whoever is re-parented goes to the nearest subreaper, not always to PID 1:
+/// a systemd user session, a container's init, a supervisor.
+#[test]
+fn workers_under_a_subreaper_are_orphans_too() {
+    const SUBREAPER: &str = "\
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+print('started', code, flush=True)
+sys.stdin.read()
+";
+    for (kinds, program) in [
+        ("fork,spawn", Program::Stop),
+        ("deaf,forkserver", Program::Start),
+    ] {
+        let mut world = world_with_children(kinds);
+        let mut command = world.command(python());
+        command
+            .args(["-c", SUBREAPER])
+            .arg(world.link(Program::Start))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut subreaper = Stranger::of(command);
+        let mut line = String::new();
+        BufReader::new(subreaper.stdout())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "started 0\n");
+        let agent = world.assert_one_agent();
+        assert_eq!(process(agent).unwrap().parent, subreaper.pid());
+        let orphans: Vec<_> = world
+            .agent_children()
+            .into_iter()
+            .map(|(_, pid)| pid)
+            .collect();
+        assert_eq!(orphans.len(), 2);
+        world.kill(agent);
+        let (code, seen) = report(&world, Program::Check);
+        assert_eq!(
+            (code, &seen["outcome"]),
+            (1, &"orphan_workers".into()),
+            "{seen}"
+        );
+        world.unset("TEST_AGENT_CHILDREN");
+        let (code, seen) = report(&world, program);
+        assert_eq!(code, 0, "{seen}");
+        assert!(orphans.iter().all(|&orphan| !is_alive(orphan)), "{seen}");
+        subreaper.assert_lives();
+        world.expect(Program::Stop, 0);
+        subreaper.assert_lives();
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn interrupted_stop_is_finished_by_the_next_one() {
+    let mut world = world_with_children("deaf");
+    world.set("TEST_AGENT_DEAF", "1");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "60");
+    let agent = start_with_children(&world);
+    for signal in [Signal::TERM, Signal::INT, Signal::KILL] {
+        let mut stop = Stranger::of(world.program(Program::Stop));
+        until("stop to be at work", || {
+            fs::read_dir(format!("/proc/{}/fd", stop.pid())).is_ok_and(|all| {
+                all.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+                    .any(|target| target == world.guard_file())
+            })
+        });
+        world.signal(stop.pid(), signal);
+        let status = stop.wait();
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+        assert!(
+            is_alive(agent),
+            "nobody is killed before the grace period is over"
+        );
+        world.expect(Program::Check, 1);
+    }
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.2");
+    world.expect(Program::Stop, 0);
+    world.assert_nothing_left();
 }

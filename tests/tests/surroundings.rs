@@ -5,10 +5,11 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::stat::{Mode, SFlag};
 use scenarios::surroundings::{
@@ -928,4 +929,92 @@ fn many_processes_and_long_command_lines_hide_nothing() {
     for stranger in &mut crowd {
         stranger.assert_lives();
     }
+}
+
+/// A process that is not dumpable (set-capability interpreters, some key
+/// agents) hides its environment even from its own user.
+#[test]
+fn agent_whose_environment_is_private_is_found_and_stopped() {
+    Room::new().enter(
+        "agent_whose_environment_is_private_is_found_and_stopped",
+        || {
+            let Some(user) = OtherUser::nobody("an agent that is not dumpable") else {
+                return;
+            };
+            let mut world = World::new();
+            let script = "\
+import ctypes, signal
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+print('registered worker', flush=True)
+signal.pause()
+";
+            fs::write(world.script(), script).unwrap();
+            user.moves_into(&mut world);
+            let as_user = |program| {
+                let mut command = world.program(program);
+                user.runs(&mut command);
+                let output = run(&world, command);
+                (verdict(&output), text(&output))
+            };
+            let (code, said) = as_user(Program::Start);
+            assert_eq!(code, 0, "{said}");
+            let agent = world.assert_one_agent();
+            for removed in [false, true] {
+                if removed {
+                    fs::remove_file(world.pid_file()).unwrap();
+                }
+                for program in [Program::Check, Program::Start] {
+                    let (code, said) = as_user(program);
+                    assert_eq!(code, 1, "{}: {said}", program.name());
+                    assert!(said.contains(&agent.to_string()), "{said}");
+                }
+            }
+            let (code, said) = as_user(Program::System);
+            assert_eq!(code, 0, "{said}");
+            assert_eq!(world.assert_one_agent(), agent);
+            let (code, said) = as_user(Program::Stop);
+            assert_eq!(code, 0, "{said}");
+            assert!(!is_alive(agent));
+            world.assert_nothing_left();
+        },
+    );
+}
+
+#[test]
+fn no_file_watch_more() {
+    const EXHAUST: &str = "\
+import ctypes, signal
+libc = ctypes.CDLL(None)
+while libc.inotify_init1(0) >= 0:
+    pass
+print('exhausted', flush=True)
+signal.pause()
+";
+    Room::new().enter("no_file_watch_more", || {
+        let Some(user) = OtherUser::without_processes("a limit on file watches") else {
+            return;
+        };
+        let mut world = World::new();
+        user.moves_into(&mut world);
+        world.set("TEST_AGENT_READY_DELAY", "0.3");
+        world.set("VOICE_GUARD_VERIFY_SECONDS", "30");
+        let mut command = world.command(user.interpreter());
+        command.args(["-c", EXHAUST]).stdout(Stdio::piped());
+        user.runs(&mut command);
+        let mut hog = Stranger::of(command);
+        let mut line = String::new();
+        BufReader::new(hog.stdout()).read_line(&mut line).unwrap();
+        assert_eq!(line, "exhausted\n");
+        let mut start = world.program(Program::Start);
+        start.arg("--json");
+        user.runs(&mut start);
+        let output = run(&world, start);
+        assert_eq!(verdict(&output), 0, "{}", text(&output));
+        let seen: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(seen["registration_confirmed"], true, "{seen}");
+        world.assert_one_agent();
+        world.expect(Program::Stop, 0);
+        world.assert_nothing_left();
+        hog.assert_lives();
+    });
 }
