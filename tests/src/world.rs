@@ -1,5 +1,6 @@
 //! A world of its own for each test.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::fs::File;
@@ -655,11 +656,15 @@ pub fn available(tools: &[&str], what: &str) -> bool {
     missing.is_none()
 }
 
-/// Says on stderr that something is not tested here, and why. Not by
+/// Says on stderr, once, that something is not tested here, and why. Not by
 /// `eprintln!`: that is shown of tests that fail only.
 pub fn left_out(what: &str, why: &str) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "left out: {what}: {why}");
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let line = format!("left out: {what}: {why}");
+    if SAID.lock().expect("what was said").insert(line.clone()) {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 fn read_back(file: &mut File) -> Vec<u8> {
