@@ -114,7 +114,8 @@ take_assignments() {
             not_translated "$where  ${ASSIGNED_TEXT[at]#"${ASSIGNED_TEXT[at]%%[![:space:]]*}"}: ${ASSIGNED_WHY_NOT[at]}"
         elif [[ $ROLE == own_folder ]]; then
             :
-        elif [[ ! -v VALUE[$ROLE] ]]; then
+        elif [[ ! -v VALUE[$ROLE] || ${FROM[$ROLE]} == "$script:"* ]]; then
+            # Within one script the last word counts.
             VALUE[$ROLE]=$value
             FROM[$ROLE]="$where $name"
             [[ -z ${ASSIGNED_OVERRIDE[at]} ]] ||
@@ -366,9 +367,10 @@ write_agent() { # NEEDS
     elif [[ -n $agent ]]; then
         # A whole command: PYTHON SCRIPT MODE
         if [[ $agent =~ ^(([^ ]*/)?(python[0-9.]*)\ +)?(-[uBO]\ +)*([^ ]+\.py)(\ +([a-z]+))?$ ]]; then
-            add_path script "${BASH_REMATCH[5]}" "${FROM[script]}"
-            [[ -z ${BASH_REMATCH[7]} ]] || VALUE[mode]=${BASH_REMATCH[7]} FROM[mode]=${FROM[script]}
-            [[ -z ${BASH_REMATCH[2]} ]] || VALUE[python]=${BASH_REMATCH[2]}${BASH_REMATCH[3]} FROM[python]=${FROM[script]}
+            local -a part=("${BASH_REMATCH[@]}")
+            add_path script "${part[5]}" "${FROM[script]}"
+            [[ -z ${part[7]} ]] || VALUE[mode]=${part[7]} FROM[mode]=${FROM[script]}
+            [[ -z ${part[2]} ]] || VALUE[python]=${part[2]}${part[3]} FROM[python]=${FROM[script]}
         elif [[ ${agent##*/} =~ ^python[0-9.]*$ && $agent == */* ]]; then
             VALUE[python]=$agent FROM[python]=${FROM[script]}
         else
