@@ -431,14 +431,15 @@ fn an_existing_kept_file_is_never_overwritten() {
 
 #[test]
 fn what_is_no_original_is_not_switched() {
-    let replace = |with: fn(&Path)| {
+    type Replacement = fn(&Path);
+    let replace = |with: Replacement| {
         move |world: &World| {
             let path = world.link(Program::Stop);
             fs::remove_file(&path).unwrap();
             with(&path);
         }
     };
-    let cases: [(fn(&Path), &str); 7] = [
+    let cases: [(Replacement, &str); 7] = [
         (|path| fs::create_dir(path).unwrap(), "a folder"),
         (
             |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),

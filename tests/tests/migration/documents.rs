@@ -66,9 +66,9 @@ fn script(name: &str, document: &str) -> String {
         )
         .unwrap();
         if !prints.is_empty() {
-            write!(
+            writeln!(
                 script,
-                "grep -qF -- '{prints}' \"$out\" || {{ echo 'that does not say: {prints}'; exit 99; }}\n"
+                "grep -qF -- '{prints}' \"$out\" || {{ echo 'that does not say: {prints}'; exit 99; }}"
             )
             .unwrap();
         }
