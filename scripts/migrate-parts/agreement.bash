@@ -1,0 +1,179 @@
+#!/bin/bash
+# Do the originals and the programs mean the same files and the same agent?
+# Part of scripts/migrate, which sources it.
+# shellcheck disable=SC2154  # dir is scripts/migrate's
+
+declare -a SIDES=()        # what each side uses, in lines for a person
+declare -a DISAGREEMENTS=() # originals that are in use and mean something else
+declare -a DIFFERENCES=()   # originals that are kept and meant something else
+
+# What the programs use (see the README's table of settings).
+declare -A PROGRAMS_USE=()
+
+# What one script uses, by reading it: values of setting NAME, one a line.
+declare -A SCRIPT_USES=()
+
+# compare_sides: reads the scripts of dir, those in use and those kept.
+compare_sides() {
+    SIDES=() DISAGREEMENTS=() DIFFERENCES=()
+    local name file words in_use=0 readable=0
+    what_programs_use
+    SIDES+=("The programs use: $(in_words "${PROGRAMS_USE[pid]}" "${PROGRAMS_USE[lock]}" "${PROGRAMS_USE[log]}" "${PROGRAMS_USE[script]} ${PROGRAMS_USE[mode]}")")
+    for name in "${NAMES_OF_SCRIPTS[@]}"; do
+        for file in "$name.sh" "$name.sh.orig"; do
+            look "$dir/$file" "$name"
+            [[ $KIND == original ]] || continue
+            what_script_uses "$dir/$file" "$name.sh"
+            words=$(in_words "${SCRIPT_USES[pid]}" "${SCRIPT_USES[lock]}" "${SCRIPT_USES[log]}" "${SCRIPT_USES[script]}")
+            [[ -z $words ]] || SIDES+=("$file uses: $words")
+            compare_with "$file"
+            [[ $file != *.orig ]] || continue
+            ((in_use += 1))
+            [[ -z $words ]] || ((readable += 1))
+        done
+    done
+    if ((readable > 0 && ${#DISAGREEMENTS[@]} == 0)); then
+        SIDES+=('The two sides agree.')
+    elif ((in_use > 0 && readable == 0)); then
+        SIDES+=('What the originals use cannot be read out of them.')
+    fi
+}
+
+in_words() { # PID LOCK LOG AGENT
+    local text='' each
+    for each in "$@"; do
+        [[ -z $each ]] || text+="${text:+, }${each//$'\n'/ and }"
+    done
+    printf '%s' "$text"
+}
+
+# compare_with FILE: SCRIPT_USES beside PROGRAMS_USE.
+compare_with() {
+    local file=$1 setting value text
+    local -A variable=([pid]=PID_FILE [lock]=LOCK_FILE [log]=LOG_FILE)
+    local -A noun=([pid]='PID file' [lock]='startup lock' [log]='log')
+    for setting in pid lock log; do
+        value=${SCRIPT_USES[$setting]}
+        [[ -n $value && $'\n'$value$'\n' != *$'\n'"${PROGRAMS_USE[$setting]}"$'\n'* ]] || continue
+        value=${value%%$'\n'*}
+        text="${noun[$setting]}: $file uses $(shown "$value"), the programs use $(shown "${PROGRAMS_USE[$setting]}"). "
+        text+="Set VOICE_GUARD_${variable[$setting]}=$(shown "$value") for them, or scripts/migrate import"
+        disagree "$file" "$text"
+    done
+    value=${SCRIPT_USES[script]%%$'\n'*}
+    [[ -n $value ]] || return 0
+    text="agent: $file runs $(shown "${value% *}"), the programs run $(shown "${PROGRAMS_USE[script]}")"
+    local remedy
+    remedy="Set VOICE_GUARD_AGENT_SCRIPT=$(shown "${value% *}") for them, or scripts/migrate import"
+    if [[ $(family_of "${value% *}") != "$(family_of "${PROGRAMS_USE[script]}")" ]]; then
+        disagree "$file" "$text: neither sees the other's. $remedy"
+    elif [[ ${value##*/} != "${PROGRAMS_USE[script]##*/} "* ]]; then
+        disagree "$file" "$text. $remedy"
+    elif [[ ${value##* } != "${PROGRAMS_USE[mode]}" ]]; then
+        disagree "$file" "agent: $file runs it in mode ${value##* }, the programs in mode ${PROGRAMS_USE[mode]}. Set VOICE_GUARD_AGENT_MODE=${value##* } for them, or scripts/migrate import"
+    fi
+}
+
+disagree() { # FILE TEXT
+    if [[ $1 == *.orig ]]; then DIFFERENCES+=("$2"); else DISAGREEMENTS+=("$2"); fi
+}
+
+# family_of SCRIPT: the programs treat scripts of one family as one agent.
+family_of() {
+    local stem=${1##*/}
+    stem=${stem%.*}
+    case $stem in letta_voice_agent_*) stem=letta_voice_agent ;; esac
+    printf '%s' "$stem"
+}
+
+what_programs_use() {
+    local family
+    PROGRAMS_USE=([script]=$(setting AGENT_SCRIPT script letta_voice_agent.py) [mode]=$(setting AGENT_MODE mode dev))
+    family=$(family_of "${PROGRAMS_USE[script]}")
+    PROGRAMS_USE[pid]=$(setting PID_FILE pid_file "/tmp/$family.pid")
+    PROGRAMS_USE[lock]=$(setting LOCK_FILE lock_file "/tmp/$family.lock")
+    if [[ $family == letta_voice_agent ]]; then family=voice_agent; fi
+    PROGRAMS_USE[log]=$(setting LOG_FILE log "/tmp/$family.log")
+    local each
+    for each in pid lock log; do
+        [[ ${PROGRAMS_USE[$each]} == /* ]] || PROGRAMS_USE[$each]=$dir/${PROGRAMS_USE[$each]}
+    done
+}
+
+# setting VARIABLE KEY DEFAULT: environment, then DIR/voice-system.toml, then default.
+setting() {
+    local name=VOICE_GUARD_$1 key=$2 line section=''
+    if [[ -n ${!name-} ]]; then
+        printf '%s' "${!name}"
+        return
+    fi
+    if [[ -f $dir/voice-system.toml && -r $dir/voice-system.toml ]]; then
+        while IFS= read -r line; do
+            if [[ $line =~ ^[[:space:]]*\[([^]]*) ]]; then
+                section=${BASH_REMATCH[1]}
+            elif [[ $section == agent && $line =~ ^[[:space:]]*${key}[[:space:]]*=[[:space:]]*(\"([^\"]*)\"|\'([^\']*)\') ]]; then
+                # shellcheck disable=SC2034  # read by parse_quoted: no script is being read
+                VARIABLES=()
+                parse_quoted "${BASH_REMATCH[2]}${BASH_REMATCH[3]}"
+                # shellcheck disable=SC2153  # set by parse_quoted
+                in_environment "$WORD"
+                printf '%s' "$IN_ENVIRONMENT"
+                return
+            fi
+        done <"$dir/voice-system.toml"
+    fi
+    printf '%s' "$3"
+}
+
+# what_script_uses FILE SCRIPT: its files and its agent, from its assignments
+# and from the names that stand in its lines.
+what_script_uses() {
+    local file=$1 script=$2 line at each
+    SCRIPT_USES=([pid]='' [lock]='' [log]='' [script]='')
+    forget_assignments
+    read_assignments "$file" "$script"
+    for at in "${!ASSIGNED_NAME[@]}"; do
+        [[ -z ${ASSIGNED_WHY_NOT[at]} ]] || continue
+        role_of "${ASSIGNED_NAME[at]}" "$script"
+        case $ROLE in
+            pid_file) uses pid "${ASSIGNED_VALUE[at]}" ;;
+            lock_file) uses lock "${ASSIGNED_VALUE[at]}" ;;
+            log) uses log "${ASSIGNED_VALUE[at]}" ;;
+        esac
+    done
+    while IFS= read -r line; do
+        [[ ! $line =~ ^[[:space:]]*(\#|$) ]] || continue
+        if agent_in_line "$line"; then uses script "$AGENT_SCRIPT $AGENT_MODE"; fi
+        # The two that care for a whole system name other parts' files as well.
+        [[ $script != *_system.sh ]] || continue
+        for each in pid lock; do
+            [[ $line =~ [^][:space:]\"\'\<\>=\;\|\&\(\)[]*\.$each ]] || continue
+            parse_word "${BASH_REMATCH[0]}"
+            [[ -n $WHY_NOT ]] || uses "$each" "$WORD"
+        done
+        if [[ $line =~ [^][:space:]\"\'\<\>=\;\|\&\(\)[]*voice_agent\.log ]]; then
+            parse_word "${BASH_REMATCH[0]}"
+            [[ -n $WHY_NOT ]] || uses log "$WORD"
+        fi
+    done <"$file"
+}
+
+uses() { # SETTING VALUE
+    in_environment "$2"
+    [[ -n $IN_ENVIRONMENT ]] || return 0
+    [[ $'\n'${SCRIPT_USES[$1]}$'\n' == *$'\n'"$IN_ENVIRONMENT"$'\n'* ]] ||
+        SCRIPT_USES[$1]+=${SCRIPT_USES[$1]:+$'\n'}$IN_ENVIRONMENT
+}
+
+# agent_in_line LINE: does it name an agent script and its mode? Sets AGENT_SCRIPT
+# and AGENT_MODE.
+agent_in_line() {
+    local line=$1
+    local word='([^][:space:]"'\''<>=;|&()[]*\.py|\$\{?[A-Za-z_][A-Za-z0-9_]*\}?)'
+    [[ $line =~ ${word}[\"\']?[[:space:]]+[\"\']?(dev|start|connect)([^[:alnum:]_.-]|$) ]] || return 1
+    AGENT_MODE=${BASH_REMATCH[2]}
+    parse_word "${BASH_REMATCH[1]}"
+    in_environment "$WORD"
+    AGENT_SCRIPT=$IN_ENVIRONMENT
+    [[ -z $WHY_NOT && $AGENT_SCRIPT == *.py && $AGENT_SCRIPT != *' '* ]]
+}

@@ -1,0 +1,377 @@
+//! The two-line wrapper, in the hands of everybody who calls scripts.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use scenarios::{Program, World, binary, eventually_some, is_alive, left_out, text, until};
+
+use super::{expect, expect_of, migrate, old_folder_named};
+
+/// A folder, not easy to name, in which all five are wrappers.
+fn world() -> World {
+    let world = old_folder_named("my agent's \"new\" $folder");
+    expect(&world, "switch", &["--all", "--wrapper"], 0);
+    world
+}
+
+/// The same, with programs that only say what the wrapper has told them.
+fn world_of_probes() -> World {
+    const PROBE: &str = "#!/bin/sh\n\
+        case $1 in --version) echo \"${0##*/} 0\"; exit ;; esac\n\
+        cd -- \"$VOICE_GUARD_PROJECT_DIR\" && pwd -P && echo \"called as $VOICE_GUARD_CALLED_AS\"\n";
+    let world = old_folder_named("my agent's \"new\" $folder\nof two lines");
+    let probes = world.path("it's probes=1");
+    fs::create_dir(&probes).unwrap();
+    for program in Program::ALL {
+        let path = probes.join(program.name());
+        fs::write(&path, PROBE).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = migrate(&world, "switch", &["--all", "--wrapper"]);
+    command.arg("--programs").arg(probes);
+    expect_of(&world, command, 0);
+    world
+}
+
+/// The program hears that the project folder is the wrapper's.
+#[track_caller]
+fn knows_its_folder(world: &World, command: Command) {
+    let said = expect_of(world, command, 0);
+    let folder = world.project().to_str().unwrap();
+    assert!(said.starts_with(&format!("{folder}\ncalled as ")), "{said}");
+}
+
+fn shells() -> Vec<&'static [&'static str]> {
+    let all: [&[&str]; 9] = [
+        &["sh"],
+        &["bash"],
+        &["dash"],
+        &["bash", "--posix"],
+        &["busybox", "sh"],
+        &["mksh"],
+        &["ksh"],
+        &["yash"],
+        &["zsh"],
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let (found, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|shell| {
+        std::env::split_paths(&path).any(|folder| folder.join(shell[0]).exists())
+    });
+    if !missing.is_empty() {
+        left_out(
+            "the wrapper in some shells",
+            &format!("{missing:?} are not here"),
+        );
+    }
+    found
+}
+
+#[test]
+fn it_is_two_lines_of_plain_shell() {
+    let world = world();
+    for program in Program::ALL {
+        let text = fs::read_to_string(world.link(program)).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.starts_with("#!/bin/sh\n"), "{text}");
+        assert!(text.contains(binary(program).to_str().unwrap()), "{text}");
+    }
+    let mut shellcheck = world.command("shellcheck");
+    // BASH_SOURCE is unset where there is none, and that is what is asked for.
+    shellcheck
+        .args(["--shell=sh", "--exclude=SC3028,SC2155"])
+        .arg(world.link(Program::Start));
+    match shellcheck.output() {
+        Ok(output) => assert!(output.status.success(), "{}", text(&output)),
+        Err(_) => left_out("shellcheck on the wrapper", "it is not installed"),
+    }
+}
+
+#[test]
+fn it_knows_its_folder_in_every_shell_and_from_everywhere() {
+    let world = world_of_probes();
+    let script = Program::Start.script();
+    let absolute = world.link(Program::Start);
+    let beside = PathBuf::from("project/..").join(world.project().file_name().unwrap());
+    fs::create_dir(world.path("project")).unwrap();
+    // Directly: from the folder, from elsewhere, found in PATH.
+    knows_its_folder(&world, world.command(format!("./{script}")));
+    let mut from_root = world.command(&absolute);
+    from_root.current_dir("/");
+    knows_its_folder(&world, from_root);
+    let mut path = world.project().as_os_str().to_owned();
+    path.push(":/usr/bin:/bin");
+    let mut in_path = world.command("sh");
+    in_path
+        .args(["-c", script])
+        .env("PATH", path)
+        .current_dir("/");
+    knows_its_folder(&world, in_path);
+
+    for shell in shells() {
+        let by_shell = |folder: PathBuf, script: PathBuf| {
+            let mut command = world.command(shell[0]);
+            command.args(&shell[1..]).arg(script).current_dir(folder);
+            command
+        };
+        let project = world.project().to_owned();
+        knows_its_folder(&world, by_shell(project, PathBuf::from(script)));
+        knows_its_folder(&world, by_shell("/".into(), absolute.clone()));
+        knows_its_folder(&world, by_shell(world.path(""), beside.join(script)));
+    }
+}
+
+#[test]
+fn it_knows_its_folder_behind_a_link_from_another_folder() {
+    let world = world_of_probes();
+    let bin = world.path("bin");
+    fs::create_dir(&bin).unwrap();
+    symlink(world.link(Program::Start), bin.join("voice")).unwrap();
+    let mut command = world.command(bin.join("voice"));
+    command.current_dir("/");
+    knows_its_folder(&world, command);
+    // And in a folder that is itself reached by a link.
+    symlink(world.project(), world.path("shortcut")).unwrap();
+    let mut command = world.command("sh");
+    command
+        .arg(world.path("shortcut").join(Program::Start.script()))
+        .current_dir("/");
+    knows_its_folder(&world, command);
+}
+
+#[test]
+fn a_project_folder_of_the_callers_wins() {
+    let world = world();
+    let other = world.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::copy(
+        world.script(),
+        other.join(world.script().file_name().unwrap()),
+    )
+    .unwrap();
+    let mut command = world.program(Program::Start);
+    command.env("VOICE_GUARD_PROJECT_DIR", &other);
+    expect_of(&world, command, 0);
+    let agent = world.assert_one_agent();
+    assert_eq!(fs::read_link(format!("/proc/{agent}/cwd")).unwrap(), other);
+    world.expect(Program::Stop, 0);
+}
+
+/// cron: another folder, hardly any environment, `/bin/sh -c`, nobody to talk to.
+#[test]
+fn it_works_from_cron() {
+    let world = world_of_probes();
+    let mut cron = Command::new("/bin/sh");
+    cron.arg("-c")
+        .arg(format!(
+            "'{}' 2>&1",
+            world
+                .link(Program::Start)
+                .to_str()
+                .unwrap()
+                .replace('\'', "'\\''")
+        ))
+        .env_clear()
+        .envs(
+            world
+                .environment()
+                .iter()
+                .filter(|(name, _)| name != "TERM" && name != "LANG")
+                .map(|(name, value)| (name, value)),
+        )
+        .env("PATH", "/usr/bin:/bin")
+        .env("SHELL", "/bin/sh")
+        .current_dir("/");
+    knows_its_folder(&world, cron);
+}
+
+/// A menu: a shell that goes on, with a terminal's worth of choices on stdin
+/// that are not the program's to read.
+#[test]
+fn it_works_from_a_menu() {
+    let world = world();
+    let menu = r#"
+        while read -r choice; do
+            case $choice in
+                1) bash "$0" ;;
+                2) echo "chosen: $choice" ;;
+            esac
+        done"#;
+    let mut command = world.command("bash");
+    command
+        .arg("-c")
+        .arg(menu)
+        .arg(world.link(Program::System))
+        .current_dir("/")
+        .stdin(
+            fs::File::open({
+                let choices = world.path("choices");
+                fs::write(&choices, "1\n1\n2\n").unwrap();
+                choices
+            })
+            .unwrap(),
+        );
+    let output = world.run_command(command);
+    assert!(text(&output).ends_with("chosen: 2\n"), "{}", text(&output));
+    assert_eq!(world.starts(), [world.assert_one_agent()]);
+    world.expect(Program::Stop, 0);
+}
+
+/// As with an original, which ends by `exit`, so does the shell that sources it.
+#[test]
+fn sourced_it_knows_its_folder_and_ends_the_shell_with_the_exit_code() {
+    let world = world();
+    for (program, code) in [(Program::Start, 0), (Program::Check, 1), (Program::Stop, 0)] {
+        let mut command = world.command("bash");
+        command
+            .args(["-c", ". \"$0\"; exit 99"])
+            .arg(world.link(program))
+            .current_dir("/");
+        expect_of(&world, command, code);
+        if program == Program::Start {
+            let agent = world.assert_one_agent();
+            assert_eq!(
+                fs::read_link(format!("/proc/{agent}/cwd")).unwrap(),
+                world.project()
+            );
+        }
+    }
+}
+
+#[test]
+fn it_keeps_the_exit_code_and_the_arguments() {
+    let world = world();
+    for shell in [&[][..], &["sh"], &["bash"]] {
+        let run = |program: Program, arguments: &[&str]| {
+            let mut command = match shell {
+                [] => world.program(program),
+                [shell, ..] => {
+                    let mut command = world.command(shell);
+                    command.arg(world.link(program));
+                    command
+                }
+            };
+            command.args(arguments);
+            world.run_command(command)
+        };
+        assert_eq!(run(Program::Check, &[]).status.code(), Some(0));
+        assert_eq!(
+            run(Program::Check, &["--no-such-option"]).status.code(),
+            Some(2)
+        );
+        assert_eq!(
+            run(Program::Start, &["--python", "/no such/python"])
+                .status
+                .code(),
+            Some(1)
+        );
+        let said = run(
+            Program::Check,
+            &["--json", "--agent-script", "two words;  $x.py"],
+        );
+        let report: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        assert_eq!(report["outcome"], "safe");
+    }
+}
+
+#[test]
+fn it_keeps_its_streams_apart() {
+    let world = world();
+    let output = world.run_command({
+        let mut command = world.program(Program::Check);
+        command.arg("--no-such-option");
+        command
+    });
+    assert!(output.stdout.is_empty(), "{}", text(&output));
+    assert!(!output.stderr.is_empty());
+    let output = world.run(Program::Check);
+    assert!(output.stderr.is_empty(), "{}", text(&output));
+    // Closed streams change nothing but the message.
+    let mut closed = world.shell("./check_agent_running.sh <&- >&- 2>&-");
+    assert!(closed.status().unwrap().success());
+}
+
+/// The program is the process that was started: its PID, and its signals.
+#[test]
+fn it_becomes_the_program_with_the_same_pid_and_dies_by_its_signals() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut world = world();
+        world.set("TEST_AGENT_SILENT", "1");
+        world.set("VOICE_GUARD_VERIFY_SECONDS", "20");
+        let mut starter = world
+            .program(Program::Start)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        until("the agent to run", || world.starts().len() == 1);
+        let executable = fs::read_link(format!("/proc/{}/exe", starter.id())).unwrap();
+        assert_eq!(executable, binary(Program::Start).canonicalize().unwrap());
+        assert_eq!(
+            fs::read_to_string(world.lock_file()).unwrap(),
+            format!("{}\n", starter.id())
+        );
+        world.signal(starter.id(), signal);
+        let status = starter.wait().unwrap();
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+        let mut said = String::new();
+        starter
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert!(!said.is_empty());
+        world.expect(Program::Stop, 0);
+        world.assert_nothing_left();
+    }
+}
+
+/// `./start_voice_system.sh &`, and a job of a shell that is stopped by its PID.
+#[test]
+fn a_shell_can_wait_for_it_and_kill_it_in_the_background() {
+    let mut world = world();
+    let mut line = world.shell("./start_voice_system.sh >/dev/null & wait $!");
+    assert!(line.status().unwrap().success());
+    world.assert_one_agent();
+    world.expect(Program::Stop, 0);
+
+    world.set("TEST_AGENT_SILENT", "1");
+    world.set("VOICE_GUARD_VERIFY_SECONDS", "20");
+    let mut line = world.shell(
+        "./start_voice_agent_safe.sh >/dev/null & \
+         until [ -s \"$TEST_AGENT_STARTS_LOG\" ]; do :; done; kill $!; wait $!",
+    );
+    assert_eq!(line.status().unwrap().code(), Some(128 + 15));
+    let agent = world.starts()[0];
+    assert!(
+        eventually_some(std::time::Duration::from_secs(5), || (!is_alive(agent))
+            .then_some(()))
+        .is_some()
+    );
+}
+
+#[test]
+fn an_agent_restarts_itself_through_the_wrapper() {
+    let mut world = world();
+    world.set("TEST_AGENT_RESTART_COMMAND", world.link(Program::Restart));
+    world.expect(Program::Start, 0);
+    let first = world.assert_one_agent();
+    world.signal(first, Signal::USR1);
+    until("a new agent", || {
+        world.starts().len() == 2 && !is_alive(first)
+    });
+    until("the restart's end", || {
+        !world.lock_file().exists() && world.pid_in_file() == world.starts().last().copied()
+    });
+    let second = world.assert_one_agent();
+    assert_eq!(
+        fs::read_link(format!("/proc/{second}/cwd")).unwrap(),
+        world.project()
+    );
+    world.expect(Program::Stop, 0);
+    world.assert_no_overlap();
+}
