@@ -130,7 +130,16 @@ impl<'a> Stale<'a> {
                             || agent.wrapper.as_ref().is_some_and(|w| w.pid == pid)
                     })
                 });
-                if !names_an_agent {
+                // A container's agent knows itself by another number.
+                let held_by_an_agent = record.locked
+                    && sighting.agents.iter().any(|agent| {
+                        let pid = agent.identity.pid;
+                        scene
+                            .table
+                            .holds_open(pid, record.id.device, record.id.inode)
+                            .unwrap_or(true)
+                    });
+                if !names_an_agent && !held_by_an_agent {
                     stale.unseen_holder = scene.has_unseen_holder(record)?;
                     stale.pid_file = (!stale.unseen_holder).then_some(record);
                 }

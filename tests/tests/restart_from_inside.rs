@@ -94,13 +94,15 @@ fn the_successor_can_restart_itself_in_its_turn() {
 
 /// Born of the agent, they must not be taken for a part of it by each other.
 #[test]
-fn restarts_from_inside_do_not_stop_each_other() {
+fn restarts_from_inside_at_once_end_with_one_agent() {
     let world = world(Program::Restart, "three-at-once");
     world.expect(Program::Start, 0);
     let first = world.assert_one_agent();
     world.signal(first, Signal::USR1);
-    within(Duration::from_secs(20), "three successors", || {
-        world.starts().len() == 4
+    // A restart that the agent has started and that has not left it yet when the
+    // first one stops the family is a child like any other: one to three succeed.
+    within(Duration::from_secs(20), "a successor", || {
+        world.starts().len() >= 2
     });
     settle(&world);
     assert_eq!(world.starts().last(), Some(&world.assert_one_agent()));
