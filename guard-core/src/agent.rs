@@ -4,8 +4,12 @@
 //! at the system.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use crate::member::OwnProgram;
+use crate::process_table::{Pid, ProcessTable};
 
 /// The family of the original scripts: `letta_voice_agent.py` and its
 /// variants `letta_voice_agent_*.py` (`docs/contract.md`, "What counts as the agent").
@@ -34,6 +38,7 @@ pub struct Family {
     name: OsString,
     script_name: OsString,
     mode: OsString,
+    companion: Option<OwnProgram>,
 }
 
 /// What a command line says about an agent.
@@ -68,7 +73,65 @@ impl Family {
             name: name.to_owned(),
             script_name: script_name.to_owned(),
             mode: mode.to_owned(),
+            companion: None,
         }
+    }
+
+    /// The family of a companion: whatever runs its program in its folder, and
+    /// what is born of that. No agent's family has a colon and a name like it.
+    #[must_use]
+    pub fn of_companion(name: &str, system: &str, program: Option<OwnProgram>) -> Self {
+        Self {
+            name: format!("{}{name}", Self::prefix(system)).into(),
+            script_name: OsString::new(),
+            mode: OsString::new(),
+            companion: Some(program.unwrap_or_else(OwnProgram::nothing)),
+        }
+    }
+
+    fn prefix(system: &str) -> String {
+        format!("companion:{system}:")
+    }
+
+    /// The companion's program, if this is a companion's family.
+    #[must_use]
+    pub fn companion(&self) -> Option<&OwnProgram> {
+        self.companion.as_ref()
+    }
+
+    /// Can a process with this command line be a worker of the family, or one
+    /// with this mark?
+    #[must_use]
+    pub fn may_work(&self, argv0: &[u8], mark: Option<&Mark>) -> bool {
+        match self.companion {
+            None => is_python(argv0),
+            Some(_) => mark.is_some_and(|mark| mark.is_of(self)),
+        }
+    }
+
+    /// As [`Self::recognise`], for whatever the family runs; what bears the
+    /// mark of another companion of the same system is that one's.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn recognise_process(
+        &self,
+        table: &ProcessTable,
+        pid: Pid,
+        argv: &[&[u8]],
+        mark: Option<&Mark>,
+    ) -> io::Result<Option<AgentCommand>> {
+        let Some(program) = &self.companion else {
+            return Ok(self.recognise(argv));
+        };
+        let anothers = mark.is_some_and(|mark| !mark.is_of(self) && mark.is_of_system_of(self));
+        if anothers || !program.is_run_by(table, pid, argv)? {
+            return Ok(None);
+        }
+        Ok(Some(AgentCommand {
+            script: OsString::from_vec(base_name(argv[0]).to_vec()),
+            mode: OsString::new(),
+        }))
     }
 
     /// The family's name; it names the guard and the default tracking files.
@@ -96,7 +159,7 @@ impl Family {
     /// argument, directly or under a debugger or profiler.
     #[must_use]
     pub fn recognise(&self, argv: &[&[u8]]) -> Option<AgentCommand> {
-        if !is_python(argv.first()?) {
+        if self.companion.is_some() || !is_python(argv.first()?) {
             return None;
         }
         let (program, mode) = match PythonProgram::of(argv) {
@@ -118,7 +181,7 @@ impl Family {
     /// as `uv run` and `timeout` carry it in their own command line.
     #[must_use]
     pub fn is_named_by(&self, argument: &[u8]) -> bool {
-        self.owns_script(argument)
+        self.companion.is_none() && self.owns_script(argument)
     }
 
     fn command(&self, script: &[u8], mode: &[u8]) -> Option<AgentCommand> {
@@ -301,7 +364,7 @@ impl Mark {
 
     /// The mark of the agent that was born as `root`.
     #[must_use]
-    pub fn born_as(mut self, root: crate::process_table::Pid) -> Self {
+    pub fn born_as(mut self, root: Pid) -> Self {
         let digits = format!("{:08x}", root.get());
         self.birth[Self::ROOT_AT..].copy_from_slice(digits.as_bytes());
         self
@@ -309,9 +372,9 @@ impl Mark {
 
     /// The number of the agent that all bearers of this mark were born of.
     #[must_use]
-    pub fn root(&self) -> Option<crate::process_table::Pid> {
+    pub fn root(&self) -> Option<Pid> {
         let digits = std::str::from_utf8(&self.birth[Self::ROOT_AT..]).ok()?;
-        crate::process_table::Pid::new(i32::from_str_radix(digits, 16).ok()?)
+        Pid::new(i32::from_str_radix(digits, 16).ok()?)
     }
 
     /// The value of the environment variable.
@@ -356,6 +419,17 @@ impl Mark {
     #[must_use]
     pub fn is_of(&self, family: &Family) -> bool {
         self.family == family.name()
+    }
+
+    /// Was the bearer born of a companion of the same system?
+    fn is_of_system_of(&self, family: &Family) -> bool {
+        let until_name = |name: &OsString| {
+            let name = name.as_bytes();
+            name.iter()
+                .rposition(|&byte| byte == b':')
+                .map(|at| name[..at].to_vec())
+        };
+        until_name(&self.family).is_some_and(|prefix| until_name(&family.name) == Some(prefix))
     }
 
     /// Was the bearer born of an agent tracked in this PID file?
@@ -489,7 +563,7 @@ mod tests {
         block.extend_from_slice(b"\0HOME=/\0");
         assert_eq!(Mark::in_environment(&block), Some(mark.clone()));
         assert_eq!(mark.root(), None);
-        let agent = crate::process_table::Pid::new(4_194_303).unwrap();
+        let agent = Pid::new(4_194_303).unwrap();
         assert_eq!(mark.clone().born_as(agent).root(), Some(agent));
         assert!(mark.names(&family(), Path::new("/tmp/a b\n/x.pid")));
         assert!(!mark.names(&family(), Path::new("/tmp/x.pid")));

@@ -31,12 +31,12 @@ pub struct BirthPlan<'a> {
     pub arguments: &'a [OsString],
     /// Its environment, but for the mark.
     pub environment: &'a [(OsString, OsString)],
-    /// Its mark, into which it writes its own number.
-    pub mark: &'a Mark,
+    /// Its mark, into which it writes its own number; none for a command.
+    pub mark: Option<&'a Mark>,
     /// Its working folder.
     pub folder: &'a Path,
-    /// The file that tracks it.
-    pub pid_file: &'a Path,
+    /// The file that tracks it; none for a command that is waited for.
+    pub pid_file: Option<&'a Path>,
     /// Its standard output and error.
     pub log: &'a OwnedFd,
     /// The signals that the caller ignores, a bit each; an agent ignores none.
@@ -53,6 +53,26 @@ pub struct Newborn {
 }
 
 impl Newborn {
+    /// Reaps it, once it is dead.
+    #[must_use]
+    pub fn reap(&self) -> Ending {
+        use std::os::fd::AsFd as _;
+        let waited = rustix::io::retry_on_intr(|| {
+            rustix::process::waitid(
+                rustix::process::WaitId::PidFd(self.pidfd.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            )
+        });
+        match waited {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Ending::Exited(code),
+                (_, Some(signal)) => Ending::Killed(signal),
+                _ => Ending::Unknown,
+            },
+            _ => Ending::Unknown,
+        }
+    }
+
     /// Kills and reaps it, if it is not dead and reaped already.
     pub fn kill(&self) {
         use std::os::fd::AsFd as _;
@@ -65,6 +85,31 @@ impl Newborn {
                 rustix::process::WaitIdOptions::EXITED,
             )
         });
+    }
+}
+
+/// How a child has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// Nobody can tell any more.
+    Unknown,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(formatter, "exit status {code}"),
+            Self::Killed(signal) => {
+                let name = nix::sys::signal::Signal::try_from(*signal)
+                    .map_or("an unknown signal", nix::sys::signal::Signal::as_str);
+                write!(formatter, "killed by {name} (signal {signal})")
+            }
+            Self::Unknown => formatter.write_str("its exit status could not be read"),
+        }
     }
 }
 
@@ -139,11 +184,12 @@ struct Prepared {
     interpreter: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    /// `NAME=value` of the mark, ended by NUL, for the child to complete.
+    /// `NAME=value` of the mark, ended by NUL, for the child to complete; or
+    /// null.
     mark: *mut u8,
     folder: CString,
-    pid_file: CString,
-    new_pid_file: CString,
+    /// The PID file, and its name until it is complete.
+    pid_file: Option<(CString, CString)>,
     null: OwnedFd,
     log: RawFd,
     report: RawFd,
@@ -159,10 +205,11 @@ struct Prepared {
 /// What the parent or the child could not do; then no child is left. The PID
 /// file may name a dead one that was killed.
 pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
-    let new_pid_file = tracking_file::beside(plan.pid_file);
-    // What a child left that was killed in the middle of its birth.
-    tracking_file::remove_plain(&new_pid_file)
-        .map_err(|error| resources("cannot make way for the PID file", error.into()))?;
+    if let Some(pid_file) = plan.pid_file {
+        // What a child left that was killed in the middle of its birth.
+        tracking_file::remove_plain(&tracking_file::beside(pid_file))
+            .map_err(|error| resources("cannot make way for the PID file", error.into()))?;
+    }
     let (mut reader, writer) =
         io::pipe().map_err(|error| resources("cannot make a pipe", error))?;
     let null =
@@ -177,17 +224,25 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
             entry
         })
         .collect();
-    let mut mark: Vec<u8> = [MARK_VARIABLE, "="].concat().into_bytes();
-    mark.extend_from_slice(plan.mark.to_value().as_bytes());
-    mark.push(0);
+    let mut mark: Option<Vec<u8>> = plan.mark.map(|mark| {
+        let mut entry = [MARK_VARIABLE, "="].concat().into_bytes();
+        entry.extend_from_slice(mark.to_value().as_bytes());
+        entry.push(0);
+        entry
+    });
     let prepared = Prepared {
-        mark: mark.as_mut_ptr(),
+        mark: mark.as_mut().map_or(ptr::null_mut(), Vec::as_mut_ptr),
         interpreter: c_string(plan.interpreter.as_os_str())?,
         arguments: c_strings(plan.arguments)?,
         environment: c_strings(&environment)?,
         folder: c_string(plan.folder.as_os_str())?,
-        pid_file: c_string(plan.pid_file.as_os_str())?,
-        new_pid_file: c_string(new_pid_file.as_os_str())?,
+        pid_file: plan
+            .pid_file
+            .map(|path| {
+                let new = tracking_file::beside(path);
+                Ok((c_string(path.as_os_str())?, c_string(new.as_os_str())?))
+            })
+            .transpose()?,
         null: null.into(),
         log: plan.log.as_raw_fd(),
         report: writer.as_raw_fd(),
@@ -195,7 +250,9 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
     };
     let arguments = pointers(&prepared.arguments);
     let mut environment = pointers(&prepared.environment);
-    environment.insert(0, prepared.mark.cast_const().cast());
+    if !prepared.mark.is_null() {
+        environment.insert(0, prepared.mark.cast_const().cast());
+    }
 
     let pid = {
         let blocked =
@@ -361,7 +418,9 @@ unsafe fn become_agent(
         } else if !write_pid_file(prepared) {
             BirthStep::PidFile
         } else {
-            complete_mark(prepared.mark);
+            if !prepared.mark.is_null() {
+                complete_mark(prepared.mark);
+            }
             unblock_signals();
             libc::execve(
                 prepared.interpreter.as_ptr(),
@@ -371,9 +430,11 @@ unsafe fn become_agent(
             BirthStep::Execute
         };
         let errno = (*libc::__errno_location()).to_ne_bytes();
-        if step == BirthStep::Execute {
+        if step == BirthStep::Execute
+            && let Some((pid_file, _)) = &prepared.pid_file
+        {
             // Ours since a moment ago, and about to name nobody.
-            libc::unlink(prepared.pid_file.as_ptr());
+            libc::unlink(pid_file.as_ptr());
         }
         let report = [step as u8, errno[0], errno[1], errno[2], errno[3]];
         libc::write(prepared.report, report.as_ptr().cast(), report.len());
@@ -463,9 +524,12 @@ unsafe fn mark_close_on_exec() -> bool {
 /// into place, and keeps the one descriptor open through `exec`: the lock is
 /// then the agent's, and nothing can take it away.
 unsafe fn write_pid_file(prepared: &Prepared) -> bool {
+    let Some((pid_file, new)) = &prepared.pid_file else {
+        return true;
+    };
     // SAFETY: plain system calls on our own strings and descriptor.
     unsafe {
-        let new = prepared.new_pid_file.as_ptr();
+        let new = new.as_ptr();
         // No O_CLOEXEC: this one is to survive.
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         let file = libc::open(new, flags, 0o644);
@@ -478,7 +542,7 @@ unsafe fn write_pid_file(prepared: &Prepared) -> bool {
         let written = libc::fchmod(file, 0o644) == 0
             && libc::flock(file, libc::LOCK_EX | libc::LOCK_NB) == 0
             && usize::try_from(libc::write(file, number.as_ptr().cast(), length)) == Ok(length)
-            && libc::rename(new, prepared.pid_file.as_ptr()) == 0;
+            && libc::rename(new, pid_file.as_ptr()) == 0;
         if !written {
             let errno = *libc::__errno_location();
             libc::unlink(new);

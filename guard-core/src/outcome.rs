@@ -35,6 +35,12 @@ pub enum Outcome {
     Replaced,
     /// restart: done.
     Restarted,
+    /// system status: every part is ready, and exactly one agent runs.
+    Well,
+    /// system status: something is not as it should be.
+    Unwell,
+    /// system: the configuration can be used.
+    Valid,
     /// Something went wrong.
     Failed,
 }
@@ -50,7 +56,9 @@ impl Outcome {
             | Self::Stopped
             | Self::Kept
             | Self::Replaced
-            | Self::Restarted => 0,
+            | Self::Restarted
+            | Self::Well
+            | Self::Valid => 0,
             Self::Interrupted(interruption) => 128 + interruption.number(),
             _ => 1,
         }
@@ -75,6 +83,9 @@ impl Outcome {
             Self::Kept => "kept",
             Self::Replaced => "replaced",
             Self::Restarted => "restarted",
+            Self::Well => "well",
+            Self::Unwell => "unwell",
+            Self::Valid => "valid",
             Self::Failed => "failed",
         }
     }

@@ -126,10 +126,14 @@ impl PidFile {
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
                 Err(error) => return Err(error),
             };
-            if family.recognise(&split_arguments(&line)).is_some() {
+            let argv = split_arguments(&line);
+            if family.recognise_process(table, pid, &argv, None)?.is_some() {
                 return Ok(Some(identity));
             }
-            if !locked {
+            // A companion that has forked itself away has left the lock behind;
+            // nobody but us writes into the companions' private folder.
+            let by_mark = locked || family.companion().is_some();
+            if !by_mark || (!locked && line.is_empty()) {
                 return Ok(None);
             }
             if !line.is_empty() {

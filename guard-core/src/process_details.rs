@@ -44,6 +44,17 @@ impl Ages {
     }
 }
 
+/// The memory that these processes hold together (resident).
+pub fn memory_of(pids: impl Iterator<Item = Pid>) -> Option<u64> {
+    let page = rustix::param::page_size() as u64;
+    pids.filter_map(|pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+        Some(pages * page)
+    })
+    .reduce(|one, other| one + other)
+}
+
 /// The user's name, or the number if it has none here.
 #[must_use]
 pub fn user_name(uid: u32) -> String {

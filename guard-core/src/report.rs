@@ -46,6 +46,8 @@ pub struct Report {
     format: Format,
     coloured: bool,
     naming: Naming,
+    /// Live lines that are on the terminal now.
+    live: Option<indicatif::MultiProgress>,
     facts: Facts,
 }
 
@@ -67,6 +69,39 @@ struct Facts {
     files_removed: Vec<String>,
     notes: Vec<String>,
     help: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<PartFacts>>,
+}
+
+/// One part of the voice system, in the JSON object.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PartFacts {
+    /// Its name.
+    pub name: String,
+    /// `companion`, `agent` or `step`.
+    pub kind: &'static str,
+    /// How it stands.
+    pub state: &'static str,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// Its address for a browser.
+    pub url: Option<String>,
+    /// Its output.
+    pub log: Option<String>,
+    /// From its beginning to readiness, or to its end.
+    pub seconds: Option<f64>,
+    /// It was there before.
+    pub reused: Option<bool>,
+    /// For how long it has been running.
+    pub age_seconds: Option<u64>,
+    /// What its processes hold in memory together.
+    pub memory_bytes: Option<u64>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The last lines of its output, if it failed.
+    pub last_lines: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,12 +142,47 @@ impl Report {
             format,
             coloured: !no_color && !dumb && std::io::stdout().is_terminal(),
             naming: Naming::Programs,
+            live: None,
             facts: Facts {
                 program: program.to_owned(),
                 version: version.to_owned(),
                 ..Facts::default()
             },
         }
+    }
+
+    /// How it says things.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Does it use colours?
+    #[must_use]
+    pub fn is_coloured(&self) -> bool {
+        self.coloured
+    }
+
+    /// From now on it prints above these live lines; `None`: there are none.
+    pub fn print_above(&mut self, live: Option<indicatif::MultiProgress>) {
+        self.live = live;
+    }
+
+    /// The last note.
+    #[must_use]
+    pub fn last_note(&self) -> Option<&str> {
+        self.facts.notes.last().map(String::as_str)
+    }
+
+    /// Takes over what was noted of a part on the way.
+    pub fn take_over(&mut self, part: &Self) {
+        for note in &part.facts.notes {
+            self.note(note.clone());
+        }
+        self.facts.stopped.extend(&part.facts.stopped);
+        self.facts
+            .files_removed
+            .extend(part.facts.files_removed.iter().cloned());
     }
 
     /// From now on, advice uses the caller's own names of the programs.
@@ -570,6 +640,74 @@ impl Report {
         );
     }
 
+    /// The parts of the system, at the end.
+    pub fn parts(&mut self, parts: Vec<PartFacts>) {
+        self.facts.parts = Some(parts);
+    }
+
+    /// A line of the summary.
+    pub fn line(&self, line: &str) {
+        self.say(Tone::Plain, line);
+    }
+
+    /// The whole system is up, down, or well.
+    pub fn system_is(&mut self, message: &str) {
+        self.headline(Tone::Good, format!("OK: {message}"));
+    }
+
+    /// The whole system is not as it should be.
+    pub fn system_is_not(&mut self, message: &str) {
+        self.headline(Tone::Error, format!("ERROR: {message}"));
+    }
+
+    /// A start of the system was interrupted; what runs all the same.
+    pub fn interrupted_system(&mut self, interruption: Interruption, running: &[String]) {
+        let state = if running.is_empty() {
+            "nothing of the system was left running".to_owned()
+        } else {
+            format!("what was ready goes on: {}", running.join(", "))
+        };
+        self.headline(
+            Tone::Warning,
+            format!("Interrupted by {}: {state}", interruption.name()),
+        );
+    }
+
+    /// A part failed: what, why, its last lines, what helps.
+    pub fn part_failed(
+        &mut self,
+        what: &str,
+        why: &str,
+        last_lines: &[String],
+        help: Option<&str>,
+        missed: bool,
+    ) {
+        if missed {
+            self.headline(Tone::Error, format!("ERROR: {what} failed: {why}"));
+        } else {
+            self.say(
+                Tone::Warning,
+                &format!("WARNING: {what} failed: {why}; going on without it"),
+            );
+        }
+        if !last_lines.is_empty() {
+            self.say(
+                Tone::Plain,
+                &format!("  last {} lines of its output:", last_lines.len()),
+            );
+        }
+        for line in last_lines {
+            self.say(Tone::Plain, &format!("  | {line}"));
+        }
+        if let Some(help) = help {
+            if missed {
+                self.advise(help.to_owned());
+            } else {
+                self.say(Tone::Plain, &format!("  {help}"));
+            }
+        }
+    }
+
     /// Something worth knowing that changes nothing.
     pub fn note(&mut self, note: String) {
         self.say(Tone::Warning, &format!("  note: {note}"));
@@ -600,6 +738,13 @@ impl Report {
         if self.format != Format::Text {
             return;
         }
+        match &self.live {
+            Some(lines) => lines.suspend(|| self.say_now(tone, sentence)),
+            None => self.say_now(tone, sentence),
+        }
+    }
+
+    fn say_now(&self, tone: Tone, sentence: &str) {
         let colour = match tone {
             Tone::Good => "\x1b[32m",
             Tone::Plain => "",
@@ -727,7 +872,7 @@ fn describe(agent: &AgentFacts) -> String {
     line
 }
 
-fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
@@ -751,7 +896,7 @@ fn harmless(line: &str) -> String {
 }
 
 /// A closed or broken standard output loses the message, nothing else.
-fn print(sentence: &(impl Display + ?Sized)) {
+pub(crate) fn print(sentence: &(impl Display + ?Sized)) {
     let mut line = sentence.to_string();
     line.push('\n');
     let mut output = std::io::stdout().lock();

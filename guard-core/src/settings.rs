@@ -7,12 +7,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Args;
 use regex_lite::Regex;
 
 use crate::agent::Family;
+use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::readiness::compile;
 
@@ -82,6 +84,10 @@ pub struct SettingsOptions {
     /// [env: VOICE_GUARD_GRACE_SECONDS]
     #[arg(long, value_name = "SECONDS")]
     pub grace_seconds: Option<OsString>,
+    /// Description of the voice system [default: voice-system.toml in the
+    /// project folder, `$XDG_CONFIG_HOME/voice-guard` or /etc/voice-guard]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// Where a setting comes from, for messages.
@@ -89,12 +95,15 @@ pub struct SettingsOptions {
 enum Source {
     Flag,
     Environment,
+    Config,
 }
 
 struct Given {
     value: OsString,
     source: Source,
     name: &'static str,
+    /// File, line, column and key, if it comes from the configuration.
+    place: String,
 }
 
 impl Given {
@@ -104,6 +113,7 @@ impl Given {
                 value: value.to_owned(),
                 source: Source::Flag,
                 name,
+                place: String::new(),
             });
         }
         // An empty variable is how a shell says "not set".
@@ -112,13 +122,35 @@ impl Given {
             value,
             source: Source::Environment,
             name,
+            place: String::new(),
         })
+    }
+
+    /// As [`Self::find`], or as the configuration says.
+    fn find_or(
+        flag: Option<&OsStr>,
+        name: &'static str,
+        config: Option<&Config>,
+    ) -> Result<Option<Self>, Failure> {
+        if let Some(given) = Self::find(flag, name) {
+            return Ok(Some(given));
+        }
+        let Some(config) = config else {
+            return Ok(None);
+        };
+        Ok(config.agent(name)?.map(|value| Self {
+            value: value.value,
+            source: Source::Config,
+            name,
+            place: value.shown,
+        }))
     }
 
     fn shown_name(&self) -> String {
         match self.source {
             Source::Environment => format!("{PREFIX}{}", self.name),
             Source::Flag => format!("--{}", self.name.to_ascii_lowercase().replace('_', "-")),
+            Source::Config => self.place.clone(),
         }
     }
 
@@ -132,8 +164,8 @@ impl Given {
 /// The env file of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EnvFile {
-    /// Named by the user: it must exist.
-    Configured(PathBuf),
+    /// Named by the user: they must exist; later ones win.
+    Configured(Vec<PathBuf>),
     /// `.env` of the project folder, if it exists.
     Default(PathBuf),
 }
@@ -169,6 +201,8 @@ pub struct Settings {
     pub grace: Duration,
     /// How the caller names our programs, for advice.
     pub naming: Naming,
+    /// The description of the voice system, if there is one.
+    pub config: Option<Rc<Config>>,
 }
 
 /// By which names the user calls the programs.
@@ -211,24 +245,13 @@ impl Settings {
     /// # Errors
     /// When a value cannot be used; the message names where it comes from.
     pub fn resolve(options: &SettingsOptions, argv0: &Path) -> Result<Self, Failure> {
-        let find =
-            |flag: &Option<PathBuf>, name| Given::find(flag.as_ref().map(|p| p.as_os_str()), name);
-        let text = |flag: &Option<OsString>, name| Given::find(flag.as_deref(), name);
-
-        let script = find(&options.agent_script, "AGENT_SCRIPT");
-        if let Some(given) = &script
-            && Path::new(&given.value).file_name().is_none()
-        {
-            return Err(given.wrong("it names no file"));
-        }
-        let script =
-            script.map_or_else(|| PathBuf::from(DEFAULT_SCRIPT), |given| given.value.into());
-        let mode = text(&options.agent_mode, "AGENT_MODE")
-            .map_or_else(|| OsString::from(DEFAULT_MODE), |given| given.value);
-        let family = Family::of(&script, &mode);
-
+        let first = |flag: &Option<PathBuf>, name| {
+            Given::find(flag.as_ref().map(|path| path.as_os_str()), name)
+        };
+        let script = first(&options.agent_script, "AGENT_SCRIPT")
+            .map_or_else(|| PathBuf::from(DEFAULT_SCRIPT), |given| given.value.into());
         let called = called_path(argv0);
-        let project_dir = match find(&options.project_dir, "PROJECT_DIR") {
+        let project_dir = match first(&options.project_dir, "PROJECT_DIR") {
             Some(given) => fs::canonicalize(&given.value)
                 .and_then(|folder| {
                     if folder.is_dir() {
@@ -241,8 +264,32 @@ impl Settings {
             None => default_project_dir(&called, &script)?,
         };
 
+        let named = first(&options.config, "CONFIG").map(|given| project_dir.join(given.value));
+        let config = Config::find(named.as_deref(), &project_dir)?;
+        let find = |flag: &Option<PathBuf>, name| {
+            Given::find_or(
+                flag.as_ref().map(|path| path.as_os_str()),
+                name,
+                config.as_ref(),
+            )
+        };
+        let text =
+            |flag: &Option<OsString>, name| Given::find_or(flag.as_deref(), name, config.as_ref());
+
+        let script = find(&options.agent_script, "AGENT_SCRIPT")?;
+        if let Some(given) = &script
+            && Path::new(&given.value).file_name().is_none()
+        {
+            return Err(given.wrong("it names no file"));
+        }
+        let script =
+            script.map_or_else(|| PathBuf::from(DEFAULT_SCRIPT), |given| given.value.into());
+        let mode = text(&options.agent_mode, "AGENT_MODE")?
+            .map_or_else(|| OsString::from(DEFAULT_MODE), |given| given.value);
+        let family = Family::of(&script, &mode);
+
         let path = |given: Option<Given>| given.map(|given| project_dir.join(given.value));
-        let python = find(&options.python, "PYTHON");
+        let python = find(&options.python, "PYTHON")?;
         if let Some(given) = &python
             && !given.value.as_bytes().contains(&b'/')
         {
@@ -250,10 +297,10 @@ impl Settings {
                 "it must be a path such as /usr/bin/python3; it is never looked up in PATH",
             ));
         }
-        let env_file = path(find(&options.env_file, "ENV_FILE")).map_or_else(
-            || EnvFile::Default(project_dir.join(".env")),
-            EnvFile::Configured,
-        );
+        let env_file = match path(find(&options.env_file, "ENV_FILE")?) {
+            Some(path) => EnvFile::Configured(vec![path]),
+            None => env_files(config.as_ref(), &project_dir)?,
+        };
         let tracking = |extension: &str| in_tmp(&family, extension);
         let log_default = if family.is_original() {
             PathBuf::from("/tmp/voice_agent.log")
@@ -267,21 +314,22 @@ impl Settings {
         let settings = Self {
             python: path(python),
             env_file,
-            pid_file: path(find(&options.pid_file, "PID_FILE")).unwrap_or_else(|| tracking("pid")),
-            lock_file: path(find(&options.lock_file, "LOCK_FILE"))
+            pid_file: path(find(&options.pid_file, "PID_FILE")?).unwrap_or_else(|| tracking("pid")),
+            lock_file: path(find(&options.lock_file, "LOCK_FILE")?)
                 .unwrap_or_else(|| tracking("lock")),
             guard_file: guard_name.into(),
-            log_file: path(find(&options.log_file, "LOG_FILE")).unwrap_or(log_default),
-            ready_pattern: ready_pattern(text(&options.ready_pattern, "READY_PATTERN"))?,
+            log_file: path(find(&options.log_file, "LOG_FILE")?).unwrap_or(log_default),
+            ready_pattern: ready_pattern(text(&options.ready_pattern, "READY_PATTERN")?)?,
             verify: seconds(
-                text(&options.verify_seconds, "VERIFY_SECONDS"),
+                text(&options.verify_seconds, "VERIFY_SECONDS")?,
                 DEFAULT_VERIFY_SECONDS,
             )?,
             grace: seconds(
-                text(&options.grace_seconds, "GRACE_SECONDS"),
+                text(&options.grace_seconds, "GRACE_SECONDS")?,
                 DEFAULT_GRACE_SECONDS,
             )?,
             naming: Naming::of(argv0),
+            config: config.map(Rc::new),
             project_dir,
             script,
             family,
@@ -318,6 +366,22 @@ impl Settings {
     }
 }
 
+/// The env files that the configuration names, or the default one.
+fn env_files(config: Option<&Config>, project_dir: &Path) -> Result<EnvFile, Failure> {
+    let named = config.and_then(|config| {
+        let files = config.tables().agent.env_files.as_ref()?;
+        Some((config, files))
+    });
+    match named {
+        Some((config, files)) => files
+            .iter()
+            .map(|file| Ok(project_dir.join(config.substitute(file)?)))
+            .collect::<Result<_, _>>()
+            .map(EnvFile::Configured),
+        None => Ok(EnvFile::Default(project_dir.join(".env"))),
+    }
+}
+
 fn in_tmp(family: &Family, extension: &str) -> PathBuf {
     let mut name = OsString::from("/tmp/");
     name.push(family.name());
@@ -346,7 +410,7 @@ fn default_project_dir(called: &Path, script: &Path) -> Result<PathBuf, Failure>
     let beside_program = called
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
-        .filter(|folder| folder.join(script).is_file())
+        .filter(|folder| folder.join(script).is_file() || folder.join(config::FILE_NAME).is_file())
         .and_then(|folder| fs::canonicalize(folder).ok());
     beside_program.map_or_else(
         || {
@@ -508,6 +572,7 @@ mod tests {
                 value: value.into(),
                 source: Source::Environment,
                 name: "VERIFY_SECONDS",
+                place: String::new(),
             })
         };
         assert_eq!(seconds(None, 3.0).unwrap(), Duration::from_secs(3));

@@ -136,7 +136,7 @@ impl<'a> Snapshot<'a> {
             let known = strangers.know(pid, block);
             seen.remember(pid, block);
             let wanted = match depth {
-                Depth::Python => is_python(argv0),
+                Depth::Python => lookout.family.companion().is_some() || is_python(argv0),
                 Depth::Everything => !known,
             };
             if wanted || lookout.tracked == Some(pid) {
@@ -233,16 +233,20 @@ impl<'a> Snapshot<'a> {
     /// nothing does and it is not `wanted` anyway.
     fn read(&self, pid: Pid, block: &[u8], wanted: bool) -> io::Result<Option<Entry>> {
         let argv = split_arguments(block);
-        let command = self.family.recognise(&argv);
-        let role = multiprocessing_role(&argv);
+        let role = match self.family.companion() {
+            None => multiprocessing_role(&argv),
+            Some(_) => None,
+        };
         let mark = match self.table.environment(pid) {
-            Ok(Some(environment)) => {
-                Mark::in_environment(&environment).filter(|mark| mark.is_of(self.family))
-            }
+            Ok(Some(environment)) => Mark::in_environment(&environment),
             Ok(None) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             Err(error) => return Err(error),
         };
+        let command = self
+            .family
+            .recognise_process(self.table, pid, &argv, mark.as_ref())?;
+        let mark = mark.filter(|mark| mark.is_of(self.family));
         if !wanted && command.is_none() && role.is_none() && mark.is_none() {
             return Ok(None);
         }
@@ -252,7 +256,7 @@ impl<'a> Snapshot<'a> {
         let argv0 = argv.first().copied().unwrap_or_default();
         Ok(Some(Entry {
             stat,
-            python: is_python(argv0),
+            python: self.family.may_work(argv0, mark.as_ref()),
             name: String::from_utf8_lossy(base_name(argv0)).into_owned(),
             command,
             role,

@@ -8,8 +8,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{WaitId, WaitIdOptions, waitid};
-
 use crate::agent::{MARK_VARIABLE, Mark};
 use crate::birth::{BirthPlan, Newborn, give_birth};
 use crate::deadline::Deadline;
@@ -43,7 +41,7 @@ const LONGEST_GLANCE: Duration = Duration::from_millis(4);
 const RIVAL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many of a dead agent's last lines are shown.
-const LAST_LINES: usize = 20;
+pub(crate) const LAST_LINES: usize = 20;
 
 /// Starts the agent unless one runs or is being started.
 ///
@@ -56,7 +54,7 @@ pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failur
     };
     let mut vigil = Vigil {
         interruptions: Some(hold_interruptions()?),
-        startup_lock: None,
+        ..Vigil::default()
     };
     let outcome = start_under_guard(&scene, &guard, &mut vigil, report);
     drop(vigil.startup_lock.take());
@@ -263,15 +261,7 @@ pub(crate) struct Preparation {
 /// # Errors
 /// When one of them is missing or cannot be used.
 pub(crate) fn prepare(settings: &Settings) -> Result<Preparation, Failure> {
-    let script = settings.project_dir.join(&settings.script);
-    if !script.is_file() {
-        return Err(
-            Failure::new(format!("cannot find the agent script {}", script.display())).help(
-                "run this from the project folder, link it into that folder, or set \
-                 VOICE_GUARD_PROJECT_DIR and VOICE_GUARD_AGENT_SCRIPT",
-            ),
-        );
-    }
+    find_script(settings)?;
     let interpreter = settings.interpreter()?;
     let mark = new_mark(settings)?;
     Ok(Preparation {
@@ -325,9 +315,9 @@ pub(crate) fn bring_up(
             settings.mode.clone(),
         ],
         environment: &environment,
-        mark: &mark,
+        mark: Some(&mark),
         folder: &settings.project_dir,
-        pid_file: &settings.pid_file,
+        pid_file: Some(&settings.pid_file),
         log: log.output(),
         ignored_signals: ignored,
     });
@@ -365,8 +355,25 @@ pub(crate) fn bring_up(
     }
 }
 
+/// The agent script must be there.
+///
+/// # Errors
+/// When it is not.
+pub(crate) fn find_script(settings: &Settings) -> Result<(), Failure> {
+    let script = settings.project_dir.join(&settings.script);
+    if script.is_file() {
+        return Ok(());
+    }
+    Err(
+        Failure::new(format!("cannot find the agent script {}", script.display())).help(
+            "run this from the project folder, link it into that folder, or set \
+             VOICE_GUARD_PROJECT_DIR and VOICE_GUARD_AGENT_SCRIPT",
+        ),
+    )
+}
+
 /// A file in the agent's way, checked before there is an agent.
-fn clear_pid_file(scene: &Scene<'_>, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn clear_pid_file(scene: &Scene<'_>, report: &mut Report) -> Result<(), Failure> {
     let path = scene.pid_file.path();
     match scene.tracking()? {
         Tracking::Absent | Tracking::Running(_) => Ok(()),
@@ -393,7 +400,7 @@ fn clear_pid_file(scene: &Scene<'_>, report: &mut Report) -> Result<(), Failure>
     }
 }
 
-fn new_mark(settings: &Settings) -> Result<Mark, Failure> {
+pub(crate) fn new_mark(settings: &Settings) -> Result<Mark, Failure> {
     let mut random = [0_u8; 16];
     let filled = rustix::io::retry_on_intr(|| {
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
@@ -412,15 +419,19 @@ fn new_mark(settings: &Settings) -> Result<Mark, Failure> {
     }
 }
 
-/// The caller's environment, overridden by the env file. A caller's mark is
-/// another agent's.
-fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString)>, Failure> {
+/// The caller's environment, overridden by the env files, without what these
+/// programs tell each other in it. A caller's mark is another agent's.
+///
+/// # Errors
+/// When an env file cannot be used.
+pub(crate) fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString)>, Failure> {
     let mut environment: BTreeMap<OsString, OsString> = env::vars_os().collect();
-    let (path, configured) = match &settings.env_file {
-        EnvFile::Configured(path) => (path, true),
-        EnvFile::Default(path) => (path, false),
+    let paths = match &settings.env_file {
+        EnvFile::Configured(paths) => paths.as_slice(),
+        EnvFile::Default(path) if path.exists() => std::slice::from_ref(path),
+        EnvFile::Default(_) => &[],
     };
-    if configured || path.exists() {
+    for path in paths {
         let assignments =
             env_file::read(path).map_err(|error| {
                 Failure::new(format!("cannot use the env file {}: {error}", path.display())).help(
@@ -448,7 +459,7 @@ fn open_log(settings: &Settings) -> Result<AgentLog, Failure> {
 
 /// Removes a PID file that names a child of ours that was killed before it was
 /// the agent.
-fn forget_the_dead(scene: &Scene<'_>) {
+pub(crate) fn forget_the_dead(scene: &Scene<'_>) {
     let _ = tracking_file::remove_plain(&tracking_file::beside(scene.pid_file.path()));
     let Ok(Some(pid)) = scene.pid_file.number() else {
         return;
@@ -525,34 +536,12 @@ impl Start<'_> {
     }
 
     fn report_death(&mut self, vigil: &mut Vigil, report: &mut Report) -> Outcome {
-        let how = self.exit_status();
+        let how = self.newborn.reap().to_string();
         let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
         report.died(self.pid(), &how, self.log.path(), &last_lines);
         // Its workers may live on.
         self.undo(vigil, report);
         Outcome::Died
-    }
-
-    /// Reaps the agent, which is our child.
-    fn exit_status(&self) -> String {
-        let waited = rustix::io::retry_on_intr(|| {
-            waitid(
-                WaitId::PidFd(self.newborn.pidfd.as_fd()),
-                WaitIdOptions::EXITED,
-            )
-        });
-        match waited {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => format!("exit status {code}"),
-                (_, Some(signal)) => {
-                    let name = nix::sys::signal::Signal::try_from(signal)
-                        .map_or("an unknown signal", nix::sys::signal::Signal::as_str);
-                    format!("killed by {name} (signal {signal})")
-                }
-                _ => "for an unknown reason".to_owned(),
-            },
-            _ => "its exit status could not be read".to_owned(),
-        }
     }
 
     /// Ctrl-C and TERM undo the start; a lost terminal does not: the agent is

@@ -21,12 +21,13 @@ pub const STALE_AFTER: Duration = Duration::from_secs(30);
 pub const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 /// The programs of this workspace, by the names they are installed under.
-pub const PROGRAMS: [&str; 5] = [
+pub const PROGRAMS: [&str; 6] = [
     "check-agent-running",
     "start-voice-agent-safe",
     "stop-voice-agent-safe",
     "start-voice-system",
     "restart-voice-system",
+    "stop-voice-system",
 ];
 
 /// What a startup lock says.

@@ -13,10 +13,10 @@ use crate::process_table::{Identity, Pid};
 use crate::report::Report;
 use crate::scene::{Scene, cannot_end, cannot_remove, odd};
 use crate::settings::Settings;
-use crate::sighting::{Kin, KinOf, Sighting, Strangers};
+use crate::sighting::{Kin, KinOf, Relative, Sighting, Strangers};
 use crate::signals::Interruption;
 use crate::startup_lock::Starter;
-use crate::terminate::{Impatience, end};
+use crate::terminate::{Impatience, Termination, end};
 use crate::tracking_file::{self, PlainError};
 use crate::vigil::Vigil;
 
@@ -172,81 +172,135 @@ pub(crate) fn clear_everything(
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Clearing, Failure> {
-    let mut ended = 0;
-    let mut survivors: BTreeSet<Identity> = BTreeSet::new();
-    let mut named: BTreeSet<Identity> = BTreeSet::new();
+    let mut clearance = Clearance::default();
     let mut original = Deadline::after(ORIGINAL_LIMIT);
-    let mut round = 0;
     loop {
         let tracked = tracked(scene)?;
-        let mut kin = scene.gather(tracked, KinOf::Everyone, strangers)?;
-        kin.relatives
-            .retain(|relative| !survivors.contains(&relative.identity));
-        kin.spared
-            .retain(|spared| named.insert(spared.relative.identity));
-        report.spared(&kin.spared);
-        if kin.relatives.is_empty() {
-            if is_original_starting(scene)? && original.wait() {
-                continue;
-            }
-            if let Tracking::Unproven(record) = scene.tracking()?
-                && scene.has_unseen_holder(&record)?
-            {
-                report.unseen_holder(scene.pid_file.path());
-                return Ok(Clearing::Incomplete);
-            }
-            // The PID file proves an agent that this look has missed: the system
-            // did not let us read it just then.
-            let is_accounted_for = |pid| {
-                survivors.iter().any(|survivor| survivor.pid == pid)
-                    || kin
-                        .sighting
-                        .agents
-                        .iter()
-                        .any(|agent| agent.contained && agent.identity.pid == pid)
-            };
-            if let Some(pid) = tracked.filter(|&pid| !is_accounted_for(pid)) {
-                *strangers = Strangers::default();
-                round += 1;
-                if round < ROUNDS {
-                    continue;
+        let (relatives, grace) = match clearance.round(scene, tracked, strangers, report)? {
+            Round::End(relatives, grace) => (relatives, grace),
+            Round::Empty(_) if is_original_starting(scene)? && original.wait() => continue,
+            Round::Empty(sighting) => {
+                match clearance.settle(scene, tracked, &sighting, strangers, report)? {
+                    Some(clearing) => return Ok(clearing),
+                    None => continue,
                 }
-                report.missed(pid);
-                return Ok(Clearing::Incomplete);
             }
-            return Ok(settle(&kin.sighting, &survivors, ended, report));
-        }
-        if round == ROUNDS {
-            report.keeps_coming();
-            return Ok(Clearing::Incomplete);
-        }
-        let grace = if round < PATIENT_ROUNDS {
-            scene.settings.grace
-        } else {
-            Duration::ZERO
+            Round::Endless => return Ok(Clearing::Incomplete),
         };
-        round += 1;
-        let termination = end(
-            &scene.table,
-            kin.relatives,
-            grace,
-            vigil,
-            Impatience::GiveUp,
-        )
-        .map_err(|error| cannot_end(&error))?;
-        ended += termination.ended.len();
-        report.ended(&termination.ended);
-        report.survivors(&termination.survivors);
+        let termination = end(&scene.table, relatives, grace, vigil, Impatience::GiveUp)
+            .map_err(|error| cannot_end(&error))?;
+        clearance.take(&termination, report);
         if let Some(interruption) = termination.interrupted {
             report.interrupted(interruption, None);
             return Ok(Clearing::Interrupted(interruption));
         }
-        survivors.extend(
+    }
+}
+
+/// Ending everybody of a family, round by round.
+#[derive(Debug, Default)]
+pub(crate) struct Clearance {
+    ended: usize,
+    survivors: BTreeSet<Identity>,
+    named: BTreeSet<Identity>,
+    rounds: usize,
+}
+
+/// What a round begins with.
+#[derive(Debug)]
+pub(crate) enum Round {
+    /// These are to be ended, with this grace period.
+    End(Vec<Relative>, Duration),
+    /// Nobody is left that could be ended.
+    Empty(Sighting),
+    /// They come back as often as they are ended.
+    Endless,
+}
+
+impl Clearance {
+    /// Looks who is there.
+    ///
+    /// # Errors
+    /// When `/proc` or the PID file cannot be read.
+    pub(crate) fn round(
+        &mut self,
+        scene: &Scene<'_>,
+        tracked: Option<Pid>,
+        strangers: &mut Strangers,
+        report: &mut Report,
+    ) -> Result<Round, Failure> {
+        let mut kin = scene.gather(tracked, KinOf::Everyone, strangers)?;
+        kin.relatives
+            .retain(|relative| !self.survivors.contains(&relative.identity));
+        kin.spared
+            .retain(|spared| self.named.insert(spared.relative.identity));
+        report.spared(&kin.spared);
+        if kin.relatives.is_empty() {
+            return Ok(Round::Empty(kin.sighting));
+        }
+        if self.rounds == ROUNDS {
+            report.keeps_coming();
+            return Ok(Round::Endless);
+        }
+        let grace = if self.rounds < PATIENT_ROUNDS {
+            scene.settings.grace
+        } else {
+            Duration::ZERO
+        };
+        self.rounds += 1;
+        Ok(Round::End(kin.relatives, grace))
+    }
+
+    /// Takes in what came of ending them.
+    pub(crate) fn take(&mut self, termination: &Termination, report: &mut Report) {
+        self.ended += termination.ended.len();
+        report.ended(&termination.ended);
+        report.survivors(&termination.survivors);
+        self.survivors.extend(
             termination
                 .survivors
                 .iter()
                 .map(|survivor| survivor.relative.identity),
         );
+    }
+
+    /// How it has ended, when a look finds nobody; `None`: look again.
+    ///
+    /// # Errors
+    /// When `/proc` or the PID file cannot be read.
+    pub(crate) fn settle(
+        &mut self,
+        scene: &Scene<'_>,
+        tracked: Option<Pid>,
+        sighting: &Sighting,
+        strangers: &mut Strangers,
+        report: &mut Report,
+    ) -> Result<Option<Clearing>, Failure> {
+        if let Tracking::Unproven(record) = scene.tracking()?
+            && scene.has_unseen_holder(&record)?
+        {
+            report.unseen_holder(scene.pid_file.path());
+            return Ok(Some(Clearing::Incomplete));
+        }
+        // The PID file proves an agent that this look has missed: the system
+        // did not let us read it just then.
+        let is_accounted_for = |pid| {
+            self.survivors.iter().any(|survivor| survivor.pid == pid)
+                || sighting
+                    .agents
+                    .iter()
+                    .any(|agent| agent.contained && agent.identity.pid == pid)
+        };
+        if let Some(pid) = tracked.filter(|&pid| !is_accounted_for(pid)) {
+            *strangers = Strangers::default();
+            self.rounds += 1;
+            if self.rounds < ROUNDS {
+                return Ok(None);
+            }
+            report.missed(pid);
+            return Ok(Some(Clearing::Incomplete));
+        }
+        Ok(Some(settle(sighting, &self.survivors, self.ended, report)))
     }
 }
 

@@ -34,8 +34,20 @@ pub fn start_system(settings: &Settings, report: &mut Report) -> Result<Outcome,
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Started, Outcome::Failed));
     }
-    with_guard(settings, report, |scene, guard, vigil, report| {
-        report.agent_only();
+    report.agent_only();
+    start_agent(settings, &mut Vigil::default(), report)
+}
+
+/// Brings the agent up, or keeps the one that runs.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub(crate) fn start_agent(
+    settings: &Settings,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
+    with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         let tracked = tracked(scene)?;
         let sighting = scene.look(tracked)?;
         match sighting.agents.as_slice() {
@@ -78,10 +90,24 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Restarted, Outcome::Failed));
     }
-    with_guard(settings, report, |scene, guard, vigil, report| {
-        report.agent_only();
+    report.agent_only();
+    restart_agent(settings, &mut Vigil::default(), report, |_, _| Ok(None))
+}
+
+/// Stops everything, does what is to be done while nothing runs, and starts one
+/// agent. `meanwhile` says how the program ends, if it cannot go on.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub(crate) fn restart_agent(
+    settings: &Settings,
+    vigil: &mut Vigil,
+    report: &mut Report,
+    meanwhile: impl FnOnce(&mut Vigil, &mut Report) -> Result<Option<Outcome>, Failure>,
+) -> Result<Outcome, Failure> {
+    with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         // A restart that could not start would be a stop.
-        let preparation = prepare(settings)?;
+        let mut preparation = prepare(settings)?;
         // Taken before the stop: originals see a start in progress throughout.
         if let Some(outcome) = lock_or_refusal(scene, guard, vigil, report)? {
             return Ok(outcome);
@@ -94,6 +120,13 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
         report.restarting(sighting.agents.len(), sighting.orphans.len());
         if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
             return Ok(outcome);
+        }
+        if let Some(outcome) = meanwhile(vigil, report)? {
+            return Ok(outcome);
+        }
+        if settings.config.is_some() {
+            // A step may have written the env file.
+            preparation = prepare(settings)?;
         }
         let outcome = bring_up(
             scene,
@@ -134,14 +167,14 @@ fn cannot_tell(sighting: &Sighting, report: &mut Report) -> Outcome {
 /// Waits for the guard and runs `verb` under it, deaf to nothing.
 fn with_guard(
     settings: &Settings,
+    vigil: &mut Vigil,
     report: &mut Report,
     verb: impl FnOnce(&Scene<'_>, &HeldGuard, &mut Vigil, &mut Report) -> Result<Outcome, Failure>,
 ) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
-    let mut vigil = Vigil {
-        interruptions: Some(hold_interruptions()?),
-        startup_lock: None,
-    };
+    if vigil.interruptions.is_none() {
+        vigil.interruptions = Some(hold_interruptions()?);
+    }
     let patience = settings.verify + settings.grace + GUARD_PATIENCE;
     let mut deadline = Deadline::after(patience);
     let guard = loop {
@@ -151,11 +184,11 @@ fn with_guard(
         let Some(pause) = deadline.next_pause() else {
             return Err(guard_is_held(&scene));
         };
-        if let Some(outcome) = pause_or_interruption(&mut vigil, pause, report)? {
+        if let Some(outcome) = pause_or_interruption(vigil, pause, report)? {
             return Ok(outcome);
         }
     };
-    let outcome = verb(&scene, &guard, &mut vigil, report);
+    let outcome = verb(&scene, &guard, vigil, report);
     drop(vigil.startup_lock.take());
     drop(guard);
     outcome

@@ -10,7 +10,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::deadline::Deadline;
 use crate::process_table::ProcessTable;
 use crate::sighting::Relative;
-use crate::signals::Interruption;
+use crate::signals::{Interruption, Interruptions};
 use crate::vigil::{Vigil, Woken};
 
 /// How long a death by SIGKILL may take: one that takes longer is stuck in the
@@ -59,6 +59,7 @@ pub enum SurvivalReason {
     Interrupted,
 }
 
+#[derive(Debug)]
 struct Target {
     relative: Relative,
     pidfd: OwnedFd,
@@ -79,51 +80,156 @@ pub fn end(
     vigil: &mut Vigil,
     impatience: Impatience,
 ) -> io::Result<Termination> {
-    let mut termination = Termination::default();
-    let mut targets = Vec::with_capacity(relatives.len());
-    for relative in relatives {
-        match open(table, &relative)? {
-            Opened::Gone => termination.ended.push(relative),
-            Opened::Refused(error) => termination.survive(relative, error),
-            Opened::Open { pidfd, stopped } => match send(&pidfd, Signal::TERM, stopped) {
-                Ok(()) => targets.push(Target { relative, pidfd }),
-                Err(error) => termination.survive(relative, error),
-            },
+    let mut farewell = Farewell::begin(table, relatives, grace)?;
+    while !farewell.is_over()? {
+        // Once all are killed, a second interruption makes that no faster.
+        let interruptions = vigil.interruptions.take();
+        let mut descriptors = farewell.pidfds();
+        if farewell.is_polite() {
+            descriptors.extend(interruptions.as_ref().map(AsFd::as_fd));
+        }
+        let waited = vigil.wait(&descriptors, farewell.left());
+        let heard = interruptions
+            .as_ref()
+            .filter(|_| farewell.is_polite())
+            .and_then(Interruptions::pending);
+        vigil.interruptions = interruptions;
+        waited?;
+        match (heard, impatience) {
+            (Some(_), Impatience::Kill) => farewell.kill(),
+            (Some(interruption), Impatience::GiveUp) => {
+                farewell.give_up(interruption);
+                break;
+            }
+            (None, _) => {}
         }
     }
-    let heard = await_deaths(&mut targets, &mut termination, grace, vigil)?;
-    if let Some(interruption) = heard
-        && impatience == Impatience::GiveUp
-    {
-        termination.interrupted = Some(interruption);
-        let left = targets.into_iter().map(|target| Survivor {
+    Ok(farewell.finish())
+}
+
+/// Processes that have been asked to end, and are waited for.
+#[derive(Debug)]
+pub struct Farewell {
+    targets: Vec<Target>,
+    termination: Termination,
+    /// Nobody was killed yet.
+    polite: bool,
+    deadline: Deadline,
+}
+
+impl Farewell {
+    /// Sends TERM to all in their order.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn begin(
+        table: &ProcessTable,
+        relatives: Vec<Relative>,
+        grace: Duration,
+    ) -> io::Result<Self> {
+        let mut termination = Termination::default();
+        let mut targets = Vec::with_capacity(relatives.len());
+        for relative in relatives {
+            match open(table, &relative)? {
+                Opened::Gone => termination.ended.push(relative),
+                Opened::Refused(error) => termination.survive(relative, error),
+                Opened::Open { pidfd, stopped } => match send(&pidfd, Signal::TERM, stopped) {
+                    Ok(()) => targets.push(Target { relative, pidfd }),
+                    Err(error) => termination.survive(relative, error),
+                },
+            }
+        }
+        Ok(Self {
+            targets,
+            termination,
+            polite: true,
+            deadline: Deadline::after(grace),
+        })
+    }
+
+    /// Readable as the processes die.
+    #[must_use]
+    pub fn pidfds(&self) -> Vec<BorrowedFd<'_>> {
+        self.targets
+            .iter()
+            .map(|target| target.pidfd.as_fd())
+            .collect()
+    }
+
+    /// How long nothing but a death makes a difference.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.deadline.left()
+    }
+
+    /// Nobody was killed yet.
+    #[must_use]
+    pub fn is_polite(&self) -> bool {
+        self.polite
+    }
+
+    /// Looks who is dead, and kills the rest once the grace period is over.
+    /// `true` when all are dead, or there is nothing left to try.
+    ///
+    /// # Errors
+    /// Those of `poll(2)`.
+    pub fn is_over(&mut self) -> io::Result<bool> {
+        loop {
+            let mut alive = Vec::with_capacity(self.targets.len());
+            for target in self.targets.drain(..) {
+                // A pidfd is readable from its process's death on, zombie or not.
+                if is_dead(target.pidfd.as_fd())? {
+                    self.termination.ended.push(target.relative);
+                } else {
+                    alive.push(target);
+                }
+            }
+            self.targets = alive;
+            if self.targets.is_empty() {
+                return Ok(true);
+            }
+            if !self.deadline.passed() {
+                return Ok(false);
+            }
+            if !self.polite {
+                return Ok(true);
+            }
+            self.kill();
+        }
+    }
+
+    /// Sends KILL to those who are left.
+    pub fn kill(&mut self) {
+        self.polite = false;
+        self.deadline = Deadline::after(KILL_LIMIT);
+        for target in std::mem::take(&mut self.targets) {
+            match send(&target.pidfd, Signal::KILL, false) {
+                Ok(()) => self.targets.push(target),
+                Err(error) => self.termination.survive(target.relative, error),
+            }
+        }
+    }
+
+    /// Leaves those who are left to themselves.
+    fn give_up(&mut self, interruption: Interruption) {
+        self.termination.interrupted = Some(interruption);
+        let left = self.targets.drain(..).map(|target| Survivor {
             relative: target.relative,
             reason: SurvivalReason::Interrupted,
         });
-        termination.survivors.extend(left);
-        return Ok(termination);
+        self.termination.survivors.extend(left);
     }
-    let mut killed = Vec::with_capacity(targets.len());
-    for target in targets {
-        match send(&target.pidfd, Signal::KILL, false) {
-            Ok(()) => killed.push(target),
-            Err(error) => termination.survive(target.relative, error),
-        }
+
+    /// What came of it.
+    #[must_use]
+    pub fn finish(mut self) -> Termination {
+        let stuck = self.targets.drain(..).map(|target| Survivor {
+            relative: target.relative,
+            reason: SurvivalReason::Stuck,
+        });
+        self.termination.survivors.extend(stuck);
+        self.termination
     }
-    // A second interruption does not make a SIGKILL faster.
-    let mut deaf = Vigil {
-        interruptions: None,
-        startup_lock: vigil.startup_lock.take(),
-    };
-    let waited = await_deaths(&mut killed, &mut termination, KILL_LIMIT, &mut deaf);
-    vigil.startup_lock = deaf.startup_lock.take();
-    waited?;
-    let stuck = killed.into_iter().map(|target| Survivor {
-        relative: target.relative,
-        reason: SurvivalReason::Stuck,
-    });
-    termination.survivors.extend(stuck);
-    Ok(termination)
 }
 
 impl Termination {
@@ -172,37 +278,6 @@ fn send(pidfd: &OwnedFd, signal: Signal, stopped: bool) -> io::Result<()> {
         let _ = pidfd_send_signal(pidfd, Signal::CONT);
     }
     Ok(())
-}
-
-/// Moves the dead from `targets` to `termination` until none or no time is
-/// left, or an interruption arrives.
-fn await_deaths(
-    targets: &mut Vec<Target>,
-    termination: &mut Termination,
-    limit: Duration,
-    vigil: &mut Vigil,
-) -> io::Result<Option<Interruption>> {
-    let deadline = Deadline::after(limit);
-    loop {
-        // A pidfd is readable from its process's death on, zombie or not.
-        let mut alive = Vec::with_capacity(targets.len());
-        for target in targets.drain(..) {
-            if is_dead(target.pidfd.as_fd())? {
-                termination.ended.push(target.relative);
-            } else {
-                alive.push(target);
-            }
-        }
-        *targets = alive;
-        if targets.is_empty() || deadline.passed() {
-            return Ok(None);
-        }
-        let pidfds: Vec<BorrowedFd<'_>> =
-            targets.iter().map(|target| target.pidfd.as_fd()).collect();
-        if let Woken::ByInterruption(interruption) = vigil.wait(&pidfds, deadline.left())? {
-            return Ok(Some(interruption));
-        }
-    }
 }
 
 /// Has the process behind this pidfd ended?

@@ -1,8 +1,11 @@
 //! Waiting for events while a startup lock stays young and an interruption is
 //! heard.
 
+use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +21,20 @@ pub struct Vigil {
     pub interruptions: Option<Interruptions>,
     /// The startup lock to keep young, if it has one.
     pub startup_lock: Option<HeldStartupLock>,
+    /// What goes on while it waits: the companions' start.
+    pub meanwhile: Option<Rc<RefCell<dyn Meanwhile>>>,
+}
+
+/// Something that goes on, step by step, whenever this program waits.
+pub trait Meanwhile: fmt::Debug {
+    /// What it waits for itself.
+    fn events(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
+
+    /// When it has something to do without any event.
+    fn due_in(&self) -> Option<Duration>;
+
+    /// Does what is to be done now.
+    fn step(&mut self);
 }
 
 /// Why a wait has ended.
@@ -32,7 +49,9 @@ pub enum Woken {
 }
 
 impl Vigil {
-    /// Waits until one of `descriptors` is readable, or `span` has passed.
+    /// Waits until one of `descriptors` is readable, or `span` has passed. A
+    /// program that waits for no descriptor is woken by each step of what goes
+    /// on meanwhile.
     ///
     /// # Errors
     /// Those of `poll(2)`.
@@ -47,24 +66,38 @@ impl Vigil {
                 None => deadline.left(),
             };
             let heard = self.interruptions.as_ref().map(AsFd::as_fd);
+            let meanwhile = self.meanwhile.as_ref().map(|meanwhile| meanwhile.borrow());
+            let due = meanwhile.as_ref().and_then(|meanwhile| meanwhile.due_in());
+            let pause = due.map_or(pause, |due| pause.min(due));
             let mut polled: Vec<PollFd<'_>> = descriptors
                 .iter()
                 .copied()
                 .chain(heard)
                 .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
                 .collect();
+            if let Some(meanwhile) = &meanwhile {
+                let events = meanwhile.events().into_iter();
+                polled.extend(
+                    events.map(|(descriptor, flags)| PollFd::from_borrowed_fd(descriptor, flags)),
+                );
+            }
             match poll(&mut polled, Some(&timespec(pause))) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
+            let has_event = polled[..descriptors.len()]
+                .iter()
+                .any(|polled| !polled.revents().is_empty());
+            drop(polled);
+            drop(meanwhile);
             let interruption = self.interruption();
             if let Some(interruption) = interruption {
                 return Ok(Woken::ByInterruption(interruption));
             }
-            if polled[..descriptors.len()]
-                .iter()
-                .any(|polled| !polled.revents().is_empty())
-            {
+            if let Some(meanwhile) = &self.meanwhile {
+                meanwhile.borrow_mut().step();
+            }
+            if has_event || (descriptors.is_empty() && self.meanwhile.is_some()) {
                 return Ok(Woken::ByEvent);
             }
             if deadline.passed() {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use guard_core::cli::{CommonOptions, run};
-use guard_core::system::restart_system;
+use guard_core::voice_system::restart_system;
 
 /// Restarts the voice system, ending with exactly one agent.
 #[derive(Parser)]

@@ -243,6 +243,11 @@ fn every_program_of_the_table_has_the_same_settings() {
         if program == Program::Check {
             assert!(options.remove("--dry-run"), "check has no --dry-run");
         }
+        if program == Program::System {
+            for own in ["--check-config", "--status"] {
+                assert!(options.remove(own), "system has no {own}");
+            }
+        }
         options
     };
     for program in Program::ALL {
