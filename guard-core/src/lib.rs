@@ -9,9 +9,14 @@
 //!   called them by [`detach`].
 //! - The three files that programs know each other by: [`guard`], [`pid_file`],
 //!   [`startup_lock`], on [`tracking_file`].
+//! - The rest of the voice system: [`voice_system`] (the verbs over all parts),
+//!   [`troop`] (the companions on their way up and down, in one loop), [`plan`]
+//!   out of [`config`] (`voice-system.toml`), [`probe`] and [`http`] (is it
+//!   ready?), [`errand`] (a command that is waited for), [`port_owner`],
+//!   [`cleaning`], [`runtime`] (where their PID files are), [`progress`].
 //! - What happens: [`birth`] (fork to exec), [`readiness`] and [`log_file`],
 //!   [`terminate`], and waiting: [`vigil`], [`signals`], [`deadline`].
-//! - Who is who: [`sighting`] of the [`agent`]s in the [`process_table`];
+//! - Who is who: [`sighting`] of the [`agent`]s and companions ([`member`]) in the [`process_table`];
 //!   [`process_details`] for people; [`env_file`] for the agent.
 
 pub mod agent;
