@@ -230,8 +230,13 @@ impl Naming {
     pub fn command(&self, program: &str) -> String {
         match self {
             Self::Links(folder) => {
-                let script = format!("{}.sh", program.replace('-', "_"));
-                folder.join(script).display().to_string()
+                // Somebody who has linked some of them has the others by name.
+                let script = folder.join(format!("{}.sh", program.replace('-', "_")));
+                if script.exists() {
+                    script.display().to_string()
+                } else {
+                    program.to_owned()
+                }
             }
             Self::Programs => program.to_owned(),
         }
@@ -553,11 +558,15 @@ mod tests {
 
     #[test]
     fn advice_uses_the_callers_names() {
-        let links = Naming::of(Path::new("./start_voice_system.sh"));
+        let folder = tempfile::tempdir().unwrap();
+        let stop = folder.path().join("stop_voice_agent_safe.sh");
+        fs::write(&stop, "").unwrap();
+        let links = Naming::of(&folder.path().join("start_voice_system.sh"));
         assert_eq!(
             links.command("stop-voice-agent-safe"),
-            "./stop_voice_agent_safe.sh"
+            stop.display().to_string()
         );
+        assert_eq!(links.command("stop-voice-system"), "stop-voice-system");
         let programs = Naming::of(Path::new("start-voice-system"));
         assert_eq!(
             programs.command("stop-voice-agent-safe"),
