@@ -13,6 +13,24 @@ use scenarios::surroundings::{
 };
 use scenarios::{Program, World, is_alive, left_out, process, python, text, until};
 
+/// Waits until `count` agents have said that they are ready, in the log: from
+/// then on they end with status 0 when they are asked to.
+#[track_caller]
+fn until_ready(world: &World, count: usize) {
+    until("an agent to be ready", || {
+        world.log().matches("registered worker").count() == count
+    });
+}
+
+/// The world's log, to be appended to.
+fn log(world: &World) -> fs::File {
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(world.log_file());
+    log.unwrap()
+}
+
 /// The number after a word on a screen: `job-123`.
 fn number_after(shown: &str, word: &str) -> u32 {
     let at = shown
@@ -75,7 +93,7 @@ fn shell_that_runs_the_agent_in_the_foreground_gets_its_prompt_back() {
     let world = World::new();
     let (mut shell, job) = shell_with_a_job(&world);
     shell.types("\"$VOICE_GUARD_PYTHON\" \"$VOICE_GUARD_AGENT_SCRIPT\" dev; echo \"ended\"-\"$?\"");
-    until("the agent", || world.starts().len() == 1);
+    shell.until_shows("registered worker");
     world.expect(Program::Restart, 0);
     shell.until_shows("ended-0");
     world.assert_one_agent();
@@ -127,7 +145,7 @@ fn agent_of_the_safe_starter_survives_the_terminal() {
 fn script_and_its_other_children_go_on() {
     let world = World::new();
     let line = "sleep 1000 & echo $!
-\"$VOICE_GUARD_PYTHON\" \"$VOICE_GUARD_AGENT_SCRIPT\" dev > /dev/null & agent=$!
+\"$VOICE_GUARD_PYTHON\" \"$VOICE_GUARD_AGENT_SCRIPT\" dev >> \"$VOICE_GUARD_LOG_FILE\" & agent=$!
 wait $agent; echo \"agent ended with $?\"
 wait";
     let mut command = world.command("bash");
@@ -137,7 +155,7 @@ wait";
     let mut said = BufReader::new(script.take_stdout()).lines();
     let child: u32 = said.next().unwrap().unwrap().parse().unwrap();
     world.declare(child);
-    until("the agent", || world.starts().len() == 1);
+    until_ready(&world, 1);
     let agent = world.starts()[0];
     assert_eq!(process(agent).unwrap().group, process(child).unwrap().group);
     let (code, report) = report(&world, Program::Stop);
@@ -181,6 +199,8 @@ fn tmux_server_that_the_agent_started_lives_on() {
     }
     let socket = world.path("tmux");
     world.set("TEST_AGENT_CHILDREN", "tmux");
+    // Not everybody's login shell runs commands.
+    world.set("SHELL", "/bin/sh");
     world.set("TEST_AGENT_TMUX_SOCKET", &socket);
     world.expect(Program::Start, 0);
     let (_, server) = world.agent_children().first().cloned().unwrap();
@@ -330,7 +350,7 @@ trap 'echo \"$0 got TERM\"' TERM
 trap 'echo \"$0 got INT\"' INT
 trap 'echo \"$0 got HUP\"' HUP
 shift
-\"$VOICE_GUARD_PYTHON\" \"$@\" > /dev/null 2>&1 &
+\"$VOICE_GUARD_PYTHON\" \"$@\" >> \"$VOICE_GUARD_LOG_FILE\" 2>&1 &
 wait $!
 echo \"ended with $?\"
 ";
@@ -343,7 +363,7 @@ echo \"ended with $?\"
 #[test]
 fn wrappers_are_named_and_get_no_signal() {
     let world = World::new();
-    for (name, verb) in [("uv", "run"), ("sudo", "-E"), ("poetry", "run")] {
+    for (count, (name, verb)) in (1..).zip([("uv", "run"), ("sudo", "-E"), ("poetry", "run")]) {
         let mut command = wrapper(&world, name);
         command
             .arg(verb)
@@ -353,7 +373,7 @@ fn wrappers_are_named_and_get_no_signal() {
         let mut stranger = Stranger::of(command);
         until("the wrapped agent", || world.agents().len() == 1);
         let agent = world.agents()[0];
-        until("its first instruction", || world.starts().contains(&agent));
+        until_ready(&world, count);
         let (code, checked) = report(&world, Program::Check);
         assert_eq!(code, 1, "{checked}");
         assert_eq!(pids(&checked, "agents"), [u64::from(agent)], "{checked}");
@@ -376,7 +396,7 @@ fn wrappers_are_named_and_get_no_signal() {
 #[test]
 fn usual_wrappers_hide_no_agent() {
     let world = World::new();
-    for words in [
+    let forms = [
         &["timeout", "1000"][..],
         &["timeout", "--foreground", "1000"],
         &["nohup"],
@@ -385,19 +405,20 @@ fn usual_wrappers_hide_no_agent() {
         &["nice", "-n", "1"],
         &["stdbuf", "-oL"],
         &["bash", "-c", "\"$0\" \"$@\"; exit $?"],
-    ] {
+    ];
+    for (count, words) in (1..).zip(forms) {
         let mut command = world.command(words[0]);
         command
             .args(&words[1..])
             .arg(python())
             .arg(world.script().file_name().unwrap())
             .arg("dev")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stdout(log(&world))
+            .stderr(log(&world));
         let mut wrapped = Stranger::of(command);
         until("the wrapped agent", || world.agents().len() == 1);
         let agent = world.agents()[0];
-        until("its first instruction", || world.starts().contains(&agent));
+        until_ready(&world, count);
         let (code, checked) = report(&world, Program::Check);
         assert_eq!(code, 1, "{words:?}: {checked}");
         assert_eq!(

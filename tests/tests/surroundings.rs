@@ -173,7 +173,7 @@ fn read_only_tmp() {
             };
             world.expect(Program::Start, 0);
             let agent = world.assert_one_agent();
-            remount("remount,ro");
+            remount("remount,bind,ro");
             let said = world.expect(Program::Check, 1);
             assert!(said.contains(&agent.to_string()), "{said}");
             world.expect(Program::Start, 1);
@@ -182,9 +182,9 @@ fn read_only_tmp() {
             world.expect(Program::Stop, 0);
             world.assert_nothing_left();
 
-            remount("remount,rw");
+            remount("remount,bind,rw");
             fs::remove_file(world.guard_file()).unwrap();
-            remount("remount,ro");
+            remount("remount,bind,ro");
             for program in [Program::Start, Program::System, Program::Restart] {
                 let (code, said) = outcome(&world, program, NO_ARGUMENTS);
                 assert_eq!(code, 1, "{}: {said}", program.name());
