@@ -216,7 +216,7 @@ fn value_that_cannot_be_used_is_named_with_its_origin() {
         ("READY_PATTERN", "--ready-pattern", &["(", "[", "*"]),
         ("PYTHON", "--python", &["python3", "python3.11", "."]),
         ("PROJECT_DIR", "--project-dir", &["/missing"]),
-        ("AGENT_SCRIPT", "--agent-script", &["/", "..", "sub/"]),
+        ("AGENT_SCRIPT", "--agent-script", &["/", ".."]),
         ("ENV_FILE", "--env-file", &["/missing/env"]),
     ] {
         for value in values {
