@@ -621,3 +621,33 @@ fn python_that_is_a_shell_script_first_is_tracked_all_along() {
     world.assert_nothing_left();
     world.assert_no_overlap();
 }
+
+/// A killed agent's first thread is a zombie, without descriptors, while the
+/// kernel still ends the others, which hold the lock of the PID file. Made to
+/// last here: the first thread leaves alone, and the other one half a second
+/// later.
+#[test]
+fn start_right_after_a_death_waits_for_the_last_thread() {
+    let world = World::new();
+    fs::write(
+        world.script(),
+        "import ctypes, os, signal, threading, time\n\
+         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+         print('registered worker', flush=True)\n\
+         signal.sigwait([signal.SIGUSR1])\n\
+         threading.Thread(target=lambda: (time.sleep(0.5), os._exit(0))).start()\n\
+         ctypes.CDLL(None).pthread_exit(None)\n",
+    )
+    .unwrap();
+    world.expect(Program::Start, 0);
+    let first = world.assert_one_agent();
+    world.signal(first, Signal::USR1);
+    until("its first thread has left", || {
+        fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    });
+    assert!(world.pid_file_is_locked());
+    world.expect(Program::Start, 0);
+    assert_ne!(world.assert_one_agent(), first);
+    world.expect(Program::Stop, 0);
+    world.assert_nothing_left();
+}
