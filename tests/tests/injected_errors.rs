@@ -217,10 +217,10 @@ fn every_error(look: Look<'_>) -> Vec<Case> {
     errors(look, usize::MAX)
 }
 
-/// Two errors at every call, in turn. A restart is a stop and a start, in which
+/// One error at every call, in turn. A restart is a stop and a start, in which
 /// every error is tried; it takes as long as both, and makes as many calls.
-fn two_errors(look: Look<'_>) -> Vec<Case> {
-    errors(look, 2)
+fn one_error(look: Look<'_>) -> Vec<Case> {
+    errors(look, 1)
 }
 
 fn errors(look: Look<'_>, at_most: usize) -> Vec<Case> {
@@ -318,12 +318,17 @@ fn forgive_overlap(world: &World, seen: &Seen) {
     }
 }
 
-/// Did the kernel claim that a file which was to be removed is not there?
+/// Did the kernel claim that a tracking file, which was to be removed, is not there?
 fn denied_file(seen: &Seen) -> bool {
-    let by = |case: Case| {
-        case.point.name.starts_with("unlink") && case.fault == Fault::Fail(Errno::ENOENT)
+    let is_denial = seen
+        .case
+        .is_some_and(|case| case.fault == Fault::Fail(Errno::ENOENT));
+    let is_about = |call: &Call| {
+        ["agent.pid", "agent.lock"]
+            .iter()
+            .any(|file| call.about.ends_with(file))
     };
-    seen.case.is_some_and(by)
+    is_denial && seen.run.reached.as_ref().is_some_and(is_about)
 }
 
 fn sweep(
@@ -339,7 +344,7 @@ fn sweep(
             program,
             set_up,
             cases: if program == Program::Restart {
-                &two_errors
+                &one_error
             } else {
                 &every_error
             },

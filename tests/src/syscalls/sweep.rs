@@ -349,7 +349,7 @@ impl Scenario<'_> {
         let mut end = None;
         let mut judged = Ok(());
         // A run may lack the last of its many reads; the next one may have it.
-        for _ in 0..3 {
+        for _ in 0..2 {
             judged = self.judged(Some(case), &plan, &mut |run| {
                 reached.clone_from(&run.reached);
                 output.clone_from(&run.output);
