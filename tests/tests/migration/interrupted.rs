@@ -18,6 +18,8 @@ enum Fault {
     Before,
     /// It is killed when the step is done, which may be the last one.
     After,
+    /// It is told to end before the step is taken.
+    Told,
     /// The step fails.
     Fails,
 }
@@ -30,6 +32,7 @@ command=${0##*/}
 if [ "$number" = "$STEPS_AT" ]; then
     case $STEPS_FAULT in
         Before) kill -KILL "$PPID"; exit 1 ;;
+        Told) kill -TERM "$PPID"; exit 1 ;;
         Fails) echo "$command: no space left on device" >&2; exit 1 ;;
     esac
 fi
@@ -153,9 +156,10 @@ fn visit(verb: &str, environment: &[(&str, &str)]) {
     assert!(number >= 2, "{number} steps were seen");
 
     for at in 1..=number {
-        for fault in [Fault::Before, Fault::After, Fault::Fails] {
+        for fault in [Fault::Before, Fault::After, Fault::Told, Fault::Fails] {
             if matches!(fault, Fault::After) && at < number
-                || matches!(fault, Fault::Fails) && !environment.is_empty()
+                || matches!(fault, Fault::Told) && at % 2 == 0
+                || matches!(fault, Fault::Told | Fault::Fails) && !environment.is_empty()
             {
                 continue;
             }
@@ -180,6 +184,13 @@ fn visit(verb: &str, environment: &[(&str, &str)]) {
                 assert_eq!(output.status.code(), None, "{context}");
             }
             assert_nothing_lost(&world, &before, &context);
+            if matches!(fault, Fault::Told) {
+                let left = names(world.project());
+                assert!(
+                    !left.iter().any(|name| name.ends_with(".migrating")),
+                    "{context}: {left:?}"
+                );
+            }
             // Half of them are finished, the other half is taken back.
             if at % 2 == 0 {
                 expect(&world, "switch", &SWITCH, 0);
