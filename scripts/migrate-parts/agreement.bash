@@ -100,14 +100,20 @@ what_programs_use() {
     done
 }
 
-# setting VARIABLE KEY DEFAULT: environment, then DIR/voice-system.toml, then default.
+# setting VARIABLE KEY DEFAULT: environment, then configuration file, then default.
 setting() {
-    local name=VOICE_GUARD_$1 key=$2 line section=''
+    local name=VOICE_GUARD_$1 key=$2 file line section=''
     if [[ -n ${!name-} ]]; then
         printf '%s' "${!name}"
         return
     fi
-    if [[ -f $dir/voice-system.toml && -r $dir/voice-system.toml ]]; then
+    # The first that is there, as the programs look for it.
+    for file in ${VOICE_GUARD_CONFIG:+"$VOICE_GUARD_CONFIG"} "$dir" \
+        "${XDG_CONFIG_HOME:-${HOME-}/.config}/voice-guard" /etc/voice-guard; do
+        [[ ! -d $file ]] || file+=/voice-system.toml
+        [[ ! -f $file ]] || break
+    done
+    if [[ -f $file && -r $file ]]; then
         while IFS= read -r line; do
             if [[ $line =~ ^[[:space:]]*\[([^]]*) ]]; then
                 section=${BASH_REMATCH[1]}
@@ -120,7 +126,7 @@ setting() {
                 printf '%s' "$IN_ENVIRONMENT"
                 return
             fi
-        done <"$dir/voice-system.toml"
+        done <"$file"
     fi
     printf '%s' "$3"
 }

@@ -12,7 +12,7 @@ declare -a CALLER_HOW=()    # "runs it with a shell", ...
 # Folders that hold other people's files, by the thousand.
 declare -ra NOT_LOOKED_INTO=(.git .hg .svn .venv venv node_modules __pycache__ site-packages target)
 # Longer files are no programs or settings; logs quote commands and call nobody.
-declare -ri LONGEST_FILE=1000000
+declare -r LONGEST_FILE=1000000
 
 # ---- How a line looks that calls a script. All are extended regular
 # expressions; what a group holds is counted where they are put together.
@@ -43,14 +43,17 @@ declare -r SHELL_ENDS_LINE='(^|[^[:alnum:]_.])(ba|da|z|k|mk|ya|a)?sh["'\'']?,?[[
 # find_callers DIR PLACE...: looks into DIR and into each PLACE, which is a file,
 # a folder, or `-` for standard input.
 find_callers() {
-    local dir=$1 place file
-    local -a folders=() words=()
+    local dir=$1 place kind path target
+    local -a starts=() files=() without=() words=()
     shift
     for place in "$dir" "$@"; do
         if [[ $place == - ]]; then
             look_into_stream 'standard input' <&0
-        elif [[ -d $place || -f $place ]]; then
-            folders+=("$place")
+        elif [[ -d $place ]]; then
+            # By `.`, lest a folder that was named is taken for one not to be looked into.
+            starts+=("$place/.")
+        elif [[ -f $place && -r $place ]]; then
+            starts+=("$place")
         elif [[ -r $place ]]; then
             # shellcheck disable=SC2094  # it only names it
             look_into_stream "$place" <"$place"
@@ -58,27 +61,38 @@ find_callers() {
             refuse "cannot look for callers in $(shown "$place"): it is not there, or you may not read it"
         fi
     done
+    # A name that begins with a dash would be an option to find.
+    for place in "${!starts[@]}"; do
+        [[ ${starts[place]} == /* ]] || starts[place]=$PWD/${starts[place]}
+    done
+    for place in "${NOT_LOOKED_INTO[@]}"; do without+=(-o -name "$place"); done
+    while IFS= read -r -d '' kind && IFS= read -r -d '' path && IFS= read -r -d '' target; do
+        path=${path/\/.\//\/}
+        case $kind in
+            file) files+=("$path") ;;
+            link) look_at_link "$path" "$target" ;;
+            closed) say "Note: you may not look into $(shown "${path%/.}"): callers in it are not found" ;;
+        esac
+    done < <(find -H "${starts[@]}" -type d \( "${without[@]:1}" \) -prune -o \
+        -type l -lname '*.sh' -printf 'link\0%p\0%l\0' -o \
+        \( -type f -o -type d \) ! -readable -printf 'closed\0%p\0\0' -o \
+        -type f ! -name '*.log' -size "-${LONGEST_FILE}c" -printf 'file\0%p\0\0' 2>/dev/null)
     for place in "${NAMES_OF_SCRIPTS[@]}"; do words+=(-e "$place.sh"); done
-    while IFS= read -r -d '' file; do
-        [[ $file != *.log && $(stat -c %s -- "$file") -le $LONGEST_FILE ]] || continue
+    while IFS= read -r -d '' path; do
         # shellcheck disable=SC2094  # it only names it
-        look_into_stream "$file" <"$file"
-    done < <(grep -rlIZF -D skip "${NOT_LOOKED_INTO[@]/#/--exclude-dir=}" "${words[@]}" -- "${folders[@]}" 2>/dev/null | sort -zu)
-    find_links
+        look_into_stream "$path" <"$path"
+    done < <(((${#files[@]} == 0)) || printf '%s\0' "${files[@]}" |
+        xargs -0 grep -lIZF "${words[@]}" -- 2>/dev/null | sort -zu)
 }
 
-# find_links: links of one's own that lead to a script of DIR.
-find_links() {
-    local -a without=()
-    local name link target
-    for name in "${NOT_LOOKED_INTO[@]}"; do without+=(-name "$name" -prune -o); done
-    while IFS= read -r -d '' link && IFS= read -r -d '' target; do
-        [[ $target == /* ]] || target=${link%/*}/$target
-        name=${target##*/}
-        is_name_of_script "${name%.sh}" || continue
-        [[ ${target%/*} -ef $dir && ! ${link%/*} -ef $dir ]] || continue
-        found "${name%.sh}" "$link" 'a link' 'is a link to it in another folder'
-    done < <(find "${folders[@]}" "${without[@]}" -type l -lname '*.sh' -printf '%p\0%l\0' 2>/dev/null)
+# look_at_link LINK TARGET: a link of one's own, in another folder, to a script of DIR.
+look_at_link() {
+    local link=$1 target=$2 name
+    [[ $target == /* ]] || target=${link%/*}/$target
+    name=${target##*/}
+    is_name_of_script "${name%.sh}" || return 0
+    [[ ${target%/*} -ef $dir && ! ${link%/*} -ef $dir ]] || return 0
+    found "${name%.sh}" "$link" 'a link' 'is a link to it in another folder'
 }
 
 # look_into_stream LABEL: looks at the lines of standard input.

@@ -261,6 +261,14 @@ in_project() {
     done
 }
 
+# in_place PATH: sets IN_PLACE, where PATH is on this machine.
+in_place() {
+    in_project "$1"
+    in_environment "$IN_PROJECT"
+    IN_PLACE=$IN_ENVIRONMENT
+    [[ $IN_PLACE == /* ]] || IN_PLACE=$dir/$IN_PLACE
+}
+
 # add_string KEY VALUE COMMENT [WRAP]: WRAP is "[%s]" for a list.
 add_string() {
     if quoted "$2"; then
@@ -360,7 +368,7 @@ write_toml() {
 }
 
 write_agent() { # NEEDS
-    local needs=$1 agent=${VALUE[script]-} role python
+    local needs=$1 agent=${VALUE[script]-} role
     add '[agent]' 'the voice agent'
     if [[ $agent == *.py && $agent != *' '* ]]; then
         add_path script "$agent" "${FROM[script]}"
@@ -390,13 +398,15 @@ write_agent() { # NEEDS
     fi
     if [[ -v VALUE[venv] && ! -v VALUE[python] ]]; then
         VALUE[python]=${VALUE[venv]}/bin/python3 FROM[python]=${FROM[venv]}
-        in_environment "${VALUE[python]/#"$BASE"\//"$dir/"}"
-        python=$IN_ENVIRONMENT
-        [[ $python == /* ]] || python=$dir/$python
-        [[ -x $python ]] || not_translated "${FROM[venv]}: there is no $python here (yet)"
+        in_place "${VALUE[python]}"
+        [[ -x $IN_PLACE ]] || not_translated "${FROM[venv]}: there is no $IN_PLACE here (yet)"
     fi
     add_setting python python
     add_setting env_files env_file '[%s]'
+    if [[ -v VALUE[env_file] ]]; then
+        in_place "${VALUE[env_file]}"
+        [[ -f $IN_PLACE ]] || not_translated "${FROM[env_file]}: there is no $IN_PLACE here (yet), and the programs need it"
+    fi
     add_setting pid_file pid_file
     add_setting lock_file lock_file
     if [[ -v VALUE[log] ]]; then

@@ -367,7 +367,7 @@ fn at_no_moment_is_a_script_missing_or_half_written() {
                 }
             }
         });
-        for _ in 0..3 {
+        for _ in 0..2 {
             expect(&world, "switch", &["start_voice_agent_safe"], 0);
             expect(
                 &world,

@@ -1,12 +1,15 @@
 //! Who runs a script in a way that a link does not stand.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Stdio;
 
-use scenarios::{Program, World, text};
+use scenarios::surroundings::OtherUser;
+use scenarios::{Program, World, left_out, text};
 
-use super::{NOTHING, expect, expect_of, is_link, is_wrapper, migrate, old_folder};
+use super::{
+    NOTHING, expect, expect_of, is_link, is_wrapper, migrate, old_folder, old_folder_named,
+};
 
 /// What switching everything says, with a caller in the folder.
 fn switched_with(file: &str, content: &str) -> (World, String) {
@@ -233,6 +236,55 @@ fn callers_are_looked_for_where_they_are_named() {
         1,
     );
     assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn a_folder_is_looked_into_whatever_its_name() {
+    for name in ["target", "-venv", "node_modules"] {
+        let world = old_folder_named(name);
+        fs::write(
+            world.project().join("menu"),
+            "bash ./restart_voice_system.sh\n",
+        )
+        .unwrap();
+        expect(&world, "switch", &["--all"], 0);
+        assert_only_wrapper(&world, Program::Restart, name);
+    }
+}
+
+#[test]
+fn what_may_not_be_looked_into_is_said() {
+    let what = "callers in closed folders";
+    let Some(user) = OtherUser::nobody(what) else {
+        return;
+    };
+    let mut world = old_folder();
+    let menu = world.path("menu");
+    fs::create_dir(&menu).unwrap();
+    user.moves_into(&mut world);
+    for closed in [menu.join("folder"), menu.join("file")] {
+        if closed.ends_with("folder") {
+            fs::create_dir(&closed).unwrap();
+        } else {
+            fs::write(&closed, "bash ./restart_voice_system.sh\n").unwrap();
+        }
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let mut command = migrate(
+        &world,
+        "switch",
+        &["--all", "--callers", menu.to_str().unwrap()],
+    );
+    user.runs(&mut command);
+    let output = world.run_command(command);
+    let said = text(&output);
+    if said.contains("Permission denied") {
+        return left_out(what, "another user may not read this clone");
+    }
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for closed in ["menu/folder", "menu/file"] {
+        assert!(said.contains(&format!("{closed}: callers in it")), "{said}");
+    }
 }
 
 #[test]

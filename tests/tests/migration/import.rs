@@ -1,7 +1,7 @@
 //! `scripts/migrate import`: what scripts say at their head, without running them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use scenarios::{Program, World, left_out, python, text};
@@ -133,6 +133,58 @@ fn a_whole_stack_is_imported() {
     assert_eq!(demo["log"], "/tmp/demo_server.log");
 }
 
+/// With what it names in its place, the programs take the file as it is.
+#[test]
+fn the_programs_accept_what_is_imported() {
+    let mut world = stack();
+    let executable = |path: PathBuf| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    for command in ["pg_isready", "sudo"] {
+        executable(world.path("bin").join(command));
+    }
+    executable(world.path("home/bin/start_letta.sh"));
+    executable(world.project().join("livekit/livekit-server"));
+    for file in [".env", "letta_voice_agent_optimized.py"] {
+        fs::write(world.project().join(file), "").unwrap();
+    }
+    let path = format!("{}:/usr/bin:/bin", world.path("bin").display());
+    world.set("PATH", path);
+    for name in [
+        "AGENT_SCRIPT",
+        "PID_FILE",
+        "LOCK_FILE",
+        "LOG_FILE",
+        "PYTHON",
+    ] {
+        world.unset(format!("VOICE_GUARD_{name}"));
+    }
+    expect(&world, "import", NOTHING, 0);
+    // The one thing that is elsewhere on the owner's machine.
+    let file = fs::read_to_string(target(&world)).unwrap();
+    let interpreter = python().to_str().unwrap();
+    let file = file.replace("/srv/planner/.venv/bin/python3", interpreter);
+    fs::write(target(&world), file).unwrap();
+    let mut check = world.program(Program::System);
+    fs::remove_file(world.link(Program::System)).unwrap();
+    symlink(
+        scenarios::binary(Program::System),
+        world.link(Program::System),
+    )
+    .unwrap();
+    check.arg("--check-config");
+    let said = expect_of(&world, check, 0);
+    for part in ["postgresql", "letta", "livekit", "cors-proxy", "demo"] {
+        assert!(said.contains(&format!("  {part}: ")), "{said}");
+    }
+    assert!(
+        said.contains("agent: letta_voice_agent_optimized.py dev; needs livekit, letta"),
+        "{said}"
+    );
+}
+
 #[test]
 fn every_line_says_where_it_comes_from() {
     let world = stack();
@@ -190,6 +242,7 @@ fn what_cannot_be_translated_is_listed_at_the_end_and_said() {
         "start_voice_agent_safe.sh:8  ENV_FILE=\"$HOME/keys.env\": differs from start_voice_system.sh:8",
         "restart_voice_system.sh:5 PYTHON: python3 is no path",
         "restart_voice_system.sh:7  ./livekit-cli create-token",
+        "start_voice_system.sh:8 ENV_FILE: there is no",
     ] {
         assert!(list.contains(entry), "{entry} is not listed in\n{list}");
         assert!(said.contains(entry), "{entry} is not said in\n{said}");

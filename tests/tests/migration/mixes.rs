@@ -152,7 +152,7 @@ fn switching_while_the_scripts_are_used_makes_no_second_agent() {
     // The old start is not atomic, and may make two; so that one stays new.
     switch(&world, Program::Start, true);
     until("an agent", || !world.agents().is_empty());
-    for wrapper in [true, false, true] {
+    for wrapper in [true, false] {
         for program in [Program::Check, Program::System] {
             switch(&world, program, wrapper);
         }

@@ -46,22 +46,32 @@ fn knows_its_folder(world: &World, command: Command) {
     assert!(said.starts_with(&format!("{folder}\ncalled as ")), "{said}");
 }
 
-fn shells() -> Vec<&'static [&'static str]> {
-    let all: [&[&str]; 9] = [
-        &["sh"],
-        &["bash"],
-        &["dash"],
-        &["bash", "--posix"],
-        &["busybox", "sh"],
-        &["mksh"],
-        &["ksh"],
-        &["yash"],
-        &["zsh"],
-    ];
+/// The shells that are here: the executable and its first arguments.
+fn shells() -> Vec<(PathBuf, Vec<&'static str>)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let (found, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|shell| {
-        std::env::split_paths(&path).any(|folder| folder.join(shell[0]).exists())
-    });
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for shell in [
+        "sh",
+        "bash",
+        "dash",
+        "bash --posix",
+        "busybox sh",
+        "mksh",
+        "ksh",
+        "yash",
+        "zsh",
+    ] {
+        let mut words = shell.split(' ');
+        let name = words.next().unwrap();
+        let here = std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .find(|executable| executable.is_file());
+        match here {
+            Some(executable) => found.push((executable, words.collect())),
+            None => missing.push(shell),
+        }
+    }
     if !missing.is_empty() {
         left_out(
             "the wrapper in some shells",
@@ -112,10 +122,10 @@ fn it_knows_its_folder_in_every_shell_and_from_everywhere() {
         .current_dir("/");
     knows_its_folder(&world, in_path);
 
-    for shell in shells() {
+    for (shell, arguments) in shells() {
         let by_shell = |folder: PathBuf, script: PathBuf| {
-            let mut command = world.command(shell[0]);
-            command.args(&shell[1..]).arg(script).current_dir(folder);
+            let mut command = world.command(&shell);
+            command.args(&arguments).arg(script).current_dir(folder);
             command
         };
         let project = world.project().to_owned();
@@ -342,7 +352,7 @@ fn a_shell_can_wait_for_it_and_kill_it_in_the_background() {
     world.set("TEST_AGENT_SILENT", "1");
     world.set("VOICE_GUARD_VERIFY_SECONDS", "20");
     let mut line = world.shell(
-        "./start_voice_agent_safe.sh >/dev/null & \
+        "exec 2>/dev/null; ./start_voice_agent_safe.sh >/dev/null & \
          until [ -s \"$TEST_AGENT_STARTS_LOG\" ]; do :; done; kill $!; wait $!",
     );
     assert_eq!(line.status().unwrap().code(), Some(128 + 15));
