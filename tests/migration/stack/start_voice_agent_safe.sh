@@ -1,7 +1,7 @@
 #!/bin/bash
 # A stand-in for the head of an old safe starter. It is read by tests, never run.
 SCRIPT_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" >/dev/null 2>&1 && pwd)"
-PROJECT_DIR="/srv/planner/hybrid agents"
+PROJECT_DIR="/srv/voice/my agents"
 PID_FILE="/tmp/letta_voice_agent.pid"
 LOCK_FILE=/tmp/letta_voice_agent.lock
 LOG_FILE=$SCRIPT_DIR/logs/voice_agent.log

@@ -3,8 +3,8 @@
 # starts its parts. It is read by tests, never run.
 set -e
 
-PROJECT_DIR="/srv/planner/hybrid agents"
-VENV_DIR="/srv/planner/.venv"
+PROJECT_DIR="/srv/voice/my agents"
+VENV_DIR="/srv/voice/.venv"
 export ENV_FILE="$PROJECT_DIR/.env"   # keys
 LIVEKIT_DIR="${PROJECT_DIR}/livekit"; LOG_DIR=/tmp
 LETTA_VOICE_AGENT_EXE='letta_voice_agent_optimized.py'

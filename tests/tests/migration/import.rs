@@ -82,7 +82,7 @@ fn a_whole_stack_is_imported() {
     let Some(file) = parsed(&world) else { return };
     let expected = serde_json::json!({
         "script": "letta_voice_agent_optimized.py",
-        "python": "/srv/planner/.venv/bin/python3",
+        "python": "/srv/voice/.venv/bin/python3",
         "env_files": [".env"],
         "pid_file": "/tmp/letta_voice_agent.pid",
         "lock_file": "/tmp/letta_voice_agent.lock",
@@ -120,7 +120,7 @@ fn a_whole_stack_is_imported() {
     let proxy = companion(&file, "cors-proxy");
     assert_eq!(
         proxy["command"],
-        serde_json::json!(["/srv/planner/.venv/bin/python3", "cors_proxy_server.py"])
+        serde_json::json!(["/srv/voice/.venv/bin/python3", "cors_proxy_server.py"])
     );
     assert_eq!(proxy["env"]["PORT_FILE"], "/tmp/port");
     assert_eq!(proxy["ready"]["port"], 9000);
@@ -165,7 +165,7 @@ fn the_programs_accept_what_is_imported() {
     // The one thing that is elsewhere on the owner's machine.
     let file = fs::read_to_string(target(&world)).unwrap();
     let interpreter = python().to_str().unwrap();
-    let file = file.replace("/srv/planner/.venv/bin/python3", interpreter);
+    let file = file.replace("/srv/voice/.venv/bin/python3", interpreter);
     fs::write(target(&world), file).unwrap();
     let mut check = world.program(Program::System);
     fs::remove_file(world.link(Program::System)).unwrap();
