@@ -335,8 +335,6 @@ fn after_a_killed_clearing_of_duplicates_the_next_stop_cleans_everything() {
             if seen.run.reached.is_none() && tracked_agent(world)?.is_none() {
                 return Err("not killed, and yet no agent lives".to_owned());
             }
-            next_stop(world)?;
-            next_start(world, None)?;
             next_stop(world)
         },
     );

@@ -501,8 +501,6 @@ fn stop_over_a_family() {
             } else {
                 tracked_agent(world)?;
             }
-            next_stop(world)?;
-            next_start(world, None)?;
             next_stop(world)
         },
     );
