@@ -167,7 +167,7 @@ pub enum Fault {
     Fail(Errno),
     /// The same, and so does every later call of this name by this process.
     FailFromThenOn(Errno),
-    /// A read, write or copy of at most one byte: short, but no error.
+    /// A read or write of at most one byte: short, but no error.
     Short,
 }
 
@@ -346,13 +346,22 @@ enum State {
     Held,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum AtExit {
+    /// Report this error.
+    Fail(Errno),
+    /// Give back the count that was asked for: a call leaves the registers of
+    /// its arguments as they were, and compiled code relies on it.
+    RestoreCount(u64),
+}
+
 struct Tracee {
     pid: Pid,
     who: Who,
     state: State,
     counting: bool,
-    /// What to do with the call's result at its exit stop.
-    result: Option<Errno>,
+    /// What to do at the exit stop of the call that it is in.
+    at_exit: Option<AtExit>,
     /// It is in a call in which it may be waiting for another process.
     waits: bool,
     /// The next exit stop ends the runtime's set-up.
@@ -490,7 +499,7 @@ impl<'plan> Tracer<'plan> {
         };
         tracee.state = State::Runs;
         // ESRCH: it was killed meanwhile; its end will be reported.
-        let _ = if !started || (finished && tracee.result.is_none()) {
+        let _ = if !started || (finished && tracee.at_exit.is_none()) {
             ptrace::cont(pid, signal)
         } else {
             ptrace::syscall(pid, signal)
@@ -600,9 +609,11 @@ impl<'plan> Tracer<'plan> {
             return;
         };
         if !is_entry {
-            if let Some(errno) = tracee.result.take() {
-                let _ = Registers::set_result(pid, errno);
-            }
+            let _ = match tracee.at_exit.take() {
+                Some(AtExit::Fail(errno)) => Registers::set_result(pid, errno),
+                Some(AtExit::RestoreCount(count)) => Registers::set_count(pid, count),
+                None => Ok(()),
+            };
             tracee.waits = false;
             if std::mem::take(&mut tracee.main_begins) {
                 tracee.counting = true;
@@ -666,7 +677,11 @@ impl<'plan> Tracer<'plan> {
                     self.fail(pid, errno, registers);
                 }
                 Fault::Short => {
-                    let _ = registers.shorten(pid);
+                    let count = registers.argument(2);
+                    if Registers::set_count(pid, count.min(1)).is_ok() {
+                        self.find(pid).expect("the process in the call").at_exit =
+                            Some(AtExit::RestoreCount(count));
+                    }
                 }
                 Fault::Kill(victims) => {
                     self.kill(pid, who, victims);
@@ -683,7 +698,7 @@ impl<'plan> Tracer<'plan> {
 
     fn fail(&mut self, pid: Pid, errno: Errno, registers: &Registers) {
         if registers.call() == libc::SYS_close || registers.take_back(pid).is_ok() {
-            self.find(pid).expect("the process in the call").result = Some(errno);
+            self.find(pid).expect("the process in the call").at_exit = Some(AtExit::Fail(errno));
         }
     }
 
@@ -745,7 +760,7 @@ impl Tracee {
             who,
             state: State::Runs,
             counting: false,
-            result: None,
+            at_exit: None,
             waits: false,
             main_begins: false,
         }
@@ -788,10 +803,10 @@ impl Registers {
         ptrace::setregs(pid, changed)
     }
 
-    /// One byte instead of as many as were asked for.
-    fn shorten(&self, pid: Pid) -> nix::Result<()> {
-        let mut changed = self.0;
-        changed.rdx = changed.rdx.min(1);
+    /// How many bytes are to be read or written.
+    fn set_count(pid: Pid, count: u64) -> nix::Result<()> {
+        let mut changed = ptrace::getregs(pid)?;
+        changed.rdx = count;
         ptrace::setregs(pid, changed)
     }
 
@@ -824,7 +839,7 @@ impl Registers {
         Err(Errno::ENOSYS)
     }
 
-    const fn shorten(&self, _: Pid) -> nix::Result<()> {
+    const fn set_count(_: Pid, _: u64) -> nix::Result<()> {
         Err(Errno::ENOSYS)
     }
 
@@ -1103,6 +1118,28 @@ mod tests {
         assert_eq!(failed.end, End::Exit(2), "{}", failed.output);
         assert!(failed.output.contains("Read-only file system"));
         assert!(!folder.path().join("made").exists());
+    }
+
+    #[test]
+    fn a_short_write_is_one_byte_and_no_error() {
+        if left_out() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let command = shell("printf content", folder.path());
+        let whole = run(&command, &from_exec(None, Order::Free)).unwrap();
+        let writes = |run: &Run| -> Vec<Call> {
+            let name = |call: &&Call| call.point.name == "write";
+            run.calls.iter().filter(name).cloned().collect()
+        };
+        let [write] = &writes(&whole)[..] else {
+            panic!("the shell writes once: {:?}", whole.calls);
+        };
+        let fault = Some((write.point, Fault::Short));
+        let short = run(&command, &from_exec(fault, Order::Free)).unwrap();
+        assert!(short.reached.is_some());
+        // The shell writes the rest, and must still know how much that is.
+        assert_eq!((short.end, short.output), (End::Exit(0), whole.output));
     }
 
     #[test]

@@ -253,10 +253,7 @@ fn errors(look: Look<'_>, at_most: usize) -> Vec<Case> {
                 cases.push(Case::at(&call, Fault::FailFromThenOn(errno), order));
             }
         }
-        if matches!(
-            call.point.name,
-            "read" | "pread64" | "write" | "pwrite64" | "copy_file_range"
-        ) {
+        if matches!(call.point.name, "read" | "pread64" | "write" | "pwrite64") {
             cases.push(Case::at(&call, Fault::Short, order));
         }
     }
