@@ -1,7 +1,8 @@
 //! All logic of the voice-guard programs. The map, from the top down; imports
 //! go down only:
 //!
-//! - [`cli`] runs one verb and turns its outcome into words and an exit code;
+//! - [`command_line`] of each program; [`cli`] runs one verb and turns its
+//!   outcome into words and an exit code;
 //!   [`settings`] is the one home of names and defaults; [`report`] of every
 //!   sentence; [`outcome`] of exit codes; [`failure`] says what went wrong.
 //! - The verbs: [`check`], [`start`], [`stop`], [`system`] (start and restart
@@ -25,6 +26,7 @@ pub mod birth;
 pub mod check;
 pub mod cleaning;
 pub mod cli;
+pub mod command_line;
 pub mod config;
 pub mod deadline;
 pub mod detach;

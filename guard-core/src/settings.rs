@@ -86,6 +86,7 @@ pub struct SettingsOptions {
     pub grace_seconds: Option<OsString>,
     /// Description of the voice system [default: voice-system.toml in the
     /// project folder, `$XDG_CONFIG_HOME/voice-guard` or /etc/voice-guard]
+    /// [env: VOICE_GUARD_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

@@ -1,0 +1,98 @@
+//! The command lines of the six programs: what `--help` says, and what the
+//! manual pages and completions are made from.
+
+use clap::Parser;
+
+use crate::cli::CommonOptions;
+
+/// Tells whether it is safe to start the voice agent.
+#[derive(Debug, Parser)]
+#[command(
+    name = "check-agent-running",
+    version,
+    after_help = "Exit status: 0 safe to start, 1 not (an agent runs, a start is in progress, or it cannot be told), 2 wrong usage."
+)]
+pub struct Check {
+    /// Remove no stale file, only say which are
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Starts the voice agent, unless one is running or being started.
+#[derive(Debug, Parser)]
+#[command(
+    name = "start-voice-agent-safe",
+    version,
+    after_help = "Exit status: 0 the agent runs, 1 it was refused or died, 2 wrong usage; interrupted, it dies by that signal."
+)]
+pub struct Start {
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Stops the voice agent and everything that was born of it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "stop-voice-agent-safe",
+    version,
+    after_help = "Exit status: 0 nothing is left running (also if nothing ran), 1 something could not be stopped, 2 wrong usage."
+)]
+pub struct Stop {
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Brings the voice system up: exactly one agent, any number of times.
+#[derive(Debug, Parser)]
+#[command(
+    name = "start-voice-system",
+    version,
+    after_help = "Exit status: 0 everything runs (also if it already ran), 1 a part failed (--status: something is not well), 2 wrong usage; interrupted, it dies by that signal."
+)]
+pub struct StartSystem {
+    /// Check voice-system.toml and say what would be done; start nothing
+    #[arg(long)]
+    pub check_config: bool,
+    /// Say what runs and what does not; change nothing
+    #[arg(long, conflicts_with = "check_config")]
+    pub status: bool,
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Restarts the voice system, ending with exactly one agent.
+#[derive(Debug, Parser)]
+#[command(
+    name = "restart-voice-system",
+    version,
+    after_help = "Exit status: 0 restarted, exactly one agent runs, 1 a part failed, 2 wrong usage; interrupted, it dies by that signal."
+)]
+pub struct RestartSystem {
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Stops the voice system: the agent, and every companion that the
+/// configuration owns.
+#[derive(Debug, Parser)]
+#[command(
+    name = "stop-voice-system",
+    version,
+    after_help = "Exit status: 0 nothing of it is left running (also if nothing ran), 1 something could not be stopped, 2 wrong usage."
+)]
+pub struct StopSystem {
+    /// Stop also the companions that were found running, and not started from
+    /// here
+    #[arg(long)]
+    pub all: bool,
+    /// What all programs have.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
