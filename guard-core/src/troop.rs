@@ -786,8 +786,8 @@ impl Member {
         if matches!(self.companion.job, Job::Own(_)) {
             match self.find()? {
                 // A fresh one that another program has started since we were
-                // called is fresh enough.
-                Found::One(identity) if !fresh || identity.start >= context.own_start => {
+                // called is fresh enough. (Later, not as late: a tick is 10 ms.)
+                Found::One(identity) if !fresh || identity.start > context.own_start => {
                     self.watch_found(identity)?;
                     let deadline = (self.companion.on_start != OnStart::Manual)
                         .then(|| Deadline::after(self.companion.deadline));

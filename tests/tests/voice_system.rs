@@ -955,7 +955,7 @@ fn the_companions_own_executable_in_its_folder_is_ours_whatever_its_arguments() 
         })
     });
     system.start();
-    old.wait().unwrap();
+    until("the old one to end", || old.try_wait().unwrap().is_some());
     assert!(stranger.try_wait().unwrap().is_none());
     system.stop();
     assert!(stranger.try_wait().unwrap().is_none());
