@@ -62,7 +62,7 @@ import() {
     [[ ! -e $target && ! -L $target ]] ||
         refuse "$(shown "$target") is there already; it is never overwritten (rename it to import again)"
     # The system start knows most, so its word counts first.
-    for name in start_voice_system start_voice_agent_safe restart_voice_system check_agent_running stop_voice_agent_safe; do
+    for name in start_voice_system start_voice_agent_safe restart_voice_system stop_voice_system check_agent_running stop_voice_agent_safe; do
         script=$name.sh
         for file in "$dir/$script" "$dir/$script.orig"; do
             look "$file" "$name"

@@ -13,6 +13,7 @@ const fn source(program: Program) -> &'static str {
         Program::Stop => include_str!("../old-style/stop_voice_agent_safe.sh"),
         Program::System => include_str!("../old-style/start_voice_system.sh"),
         Program::Restart => include_str!("../old-style/restart_voice_system.sh"),
+        Program::StopSystem => include_str!("../old-style/stop_voice_system.sh"),
     }
 }
 

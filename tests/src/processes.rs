@@ -74,7 +74,7 @@ impl Process {
         }
     }
 
-    /// Does it execute one of the five programs?
+    /// Does it execute one of the programs?
     #[must_use]
     pub fn is_program(&self) -> bool {
         let name = self.executable.as_deref().and_then(Path::file_name);

@@ -1,10 +1,10 @@
-//! The five programs, and where they are.
+//! The programs, and where they are.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// One of the five programs.
+/// One of the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Program {
     /// `check-agent-running`
@@ -17,16 +17,19 @@ pub enum Program {
     System,
     /// `restart-voice-system`
     Restart,
+    /// `stop-voice-system`
+    StopSystem,
 }
 
 impl Program {
-    /// All five.
-    pub const ALL: [Self; 5] = [
+    /// All six.
+    pub const ALL: [Self; 6] = [
         Self::Check,
         Self::Start,
         Self::Stop,
         Self::System,
         Self::Restart,
+        Self::StopSystem,
     ];
 
     /// The program's own name.
@@ -38,6 +41,7 @@ impl Program {
             Self::Stop => "stop-voice-agent-safe",
             Self::System => "start-voice-system",
             Self::Restart => "restart-voice-system",
+            Self::StopSystem => "stop-voice-system",
         }
     }
 
@@ -50,6 +54,7 @@ impl Program {
             Self::Stop => "stop_voice_agent_safe.sh",
             Self::System => "start_voice_system.sh",
             Self::Restart => "restart_voice_system.sh",
+            Self::StopSystem => "stop_voice_system.sh",
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct World {
 }
 
 impl World {
-    /// A fresh world: the test agent under its own name and the five `.sh`
+    /// A fresh world: the test agent under its own name and the `.sh`
     /// links in `project/`, no tracking files, nothing running.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a world is made on purpose")]
@@ -189,7 +189,7 @@ impl World {
         command
     }
 
-    /// One of the five programs, called by its `.sh` link.
+    /// One of the programs, called by its `.sh` link.
     #[must_use]
     pub fn program(&self, program: Program) -> Command {
         self.command(self.link(program))
@@ -211,7 +211,7 @@ impl World {
         command
     }
 
-    /// Runs one of the five programs to its end.
+    /// Runs one of the programs to its end.
     #[must_use]
     pub fn run(&self, program: Program) -> Output {
         self.run_command(self.program(program))
@@ -235,7 +235,7 @@ impl World {
         }
     }
 
-    /// Runs one of the five programs and expects an exit code; gives its output.
+    /// Runs one of the programs and expects an exit code; gives its output.
     #[track_caller]
     pub fn expect(&self, program: Program, code: i32) -> String {
         let output = self.run(program);

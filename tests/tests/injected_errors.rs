@@ -1,4 +1,4 @@
-//! An error at every system call of the five programs.
+//! An error at every system call of the programs.
 //!
 //! At each call that a program makes after its main begins, and at each that
 //! the child makes which becomes the agent, each of the errors that are

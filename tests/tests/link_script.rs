@@ -1,4 +1,4 @@
-//! `scripts/link`: the five links in a folder of one's own.
+//! `scripts/link`: the links in a folder of one's own.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,7 +40,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_five_links(folder: &Path) {
+fn assert_all_links(folder: &Path) {
     for program in Program::ALL {
         assert_eq!(
             fs::read_link(folder.join(program.script())).expect("a link"),
@@ -50,14 +50,14 @@ fn assert_five_links(folder: &Path) {
 }
 
 #[test]
-fn five_links_lead_to_the_programs() {
+fn all_links_lead_to_the_programs() {
     let world = World::new();
     let folder = world.path("my own $folder");
     fs::create_dir(&folder).unwrap();
     let output = link(&world, &folder);
     assert!(output.status.success(), "{}", text(&output));
-    assert_five_links(&folder);
-    assert_eq!(names(&folder).len(), 5);
+    assert_all_links(&folder);
+    assert_eq!(names(&folder).len(), Program::ALL.len());
 }
 
 #[test]
@@ -87,8 +87,13 @@ fn link_to_a_clone_that_has_gone_is_replaced() {
     )
     .unwrap();
     assert!(link(&world, &folder).status.success());
-    assert_five_links(&folder);
-    assert_eq!(names(&folder).len(), 5, "{:?}", names(&folder));
+    assert_all_links(&folder);
+    assert_eq!(
+        names(&folder).len(),
+        Program::ALL.len(),
+        "{:?}",
+        names(&folder)
+    );
 }
 
 #[test]

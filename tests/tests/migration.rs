@@ -42,7 +42,7 @@ fn folder_of_programs() -> PathBuf {
     binary(Program::Check).parent().unwrap().to_owned()
 }
 
-/// A world whose project folder has the five old scripts, as they were left
+/// A world whose project folder has the old scripts, as they were left
 /// two years ago, readable for the group only.
 fn old_folder() -> World {
     old_folder_named("project")
@@ -223,12 +223,20 @@ fn switching_and_going_back_again_changes_nothing() {
     expect(&world, "switch", &["--all"], 0);
     let switched = inodes();
     let said = expect(&world, "switch", &["--all"], 0);
-    assert_eq!(said.matches("already").count(), 5, "{said}");
+    assert_eq!(
+        said.matches("already").count(),
+        Program::ALL.len(),
+        "{said}"
+    );
     assert_eq!(inodes(), switched);
     expect(&world, "back", &["--all"], 0);
     let back = inodes();
     let said = expect(&world, "back", &["--all"], 0);
-    assert_eq!(said.matches("already").count(), 5, "{said}");
+    assert_eq!(
+        said.matches("already").count(),
+        Program::ALL.len(),
+        "{said}"
+    );
     assert_eq!(inodes(), back);
 }
 
@@ -238,7 +246,11 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     let before = Original::all(&world);
     let files = names(world.project());
     let said = expect(&world, "switch", &["--all", "--dry-run"], 0);
-    assert_eq!(said.matches("would be a link").count(), 5, "{said}");
+    assert_eq!(
+        said.matches("would be a link").count(),
+        Program::ALL.len(),
+        "{said}"
+    );
     assert_eq!(Original::all(&world), before);
     assert_eq!(names(world.project()), files);
 

@@ -852,7 +852,9 @@ fn help_shows_the_same_settings_for_all_programs() {
             .split_whitespace()
             .filter(|word| word.starts_with("--"))
             .map(|word| word.trim_matches([',', ']', '.']).to_owned())
-            .filter(|word| !["--dry-run", "--check-config", "--status"].contains(&word.as_str()))
+            .filter(|word| {
+                !["--dry-run", "--check-config", "--status", "--all"].contains(&word.as_str())
+            })
             .collect();
         flags.sort();
         flags.dedup();

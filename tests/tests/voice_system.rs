@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use scenarios::{Program, World, binary, is_alive, python, rounds, text, until};
+use scenarios::{World, is_alive, python, rounds, text, until};
 use serde_json::Value;
 
 const PART: &str = include_str!("../agents/part.py");
@@ -33,7 +33,6 @@ impl System {
         std::fs::create_dir(&runtime).unwrap();
         world.set("XDG_RUNTIME_DIR", runtime);
         std::fs::write(world.project().join("part.py"), PART).unwrap();
-        symlink(stop_program(), world.project().join("stop_voice_system.sh")).unwrap();
         Self {
             world,
             config: String::new(),
@@ -186,10 +185,6 @@ impl Drop for System {
     fn drop(&mut self) {
         self.world.kill_everything();
     }
-}
-
-fn stop_program() -> PathBuf {
-    binary(Program::System).with_file_name("stop-voice-system")
 }
 
 fn free_port() -> u16 {

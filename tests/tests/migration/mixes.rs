@@ -50,11 +50,11 @@ fn switch(world: &World, program: Program, wrapper: bool) {
     }
 }
 
-// ---- Every mix of the five.
+// ---- Every mix of the scripts.
 
 /// Check, start, start again, stop, restart, in the folder as it is.
 #[track_caller]
-fn use_all_five(world: &World, mix: &str) {
+fn use_all(world: &World, mix: &str) {
     let run = |program: Program, code: i32| {
         let output = world.run(program);
         let said = text(&output);
@@ -101,7 +101,7 @@ fn walk(switched: &[Program], wrapper: bool) {
         Program::Start,
         Program::Check,
     ];
-    use_all_five(&world, &format!("new: {new:?}"));
+    use_all(&world, &format!("new: {new:?}"));
     for program in steps {
         if let Some(at) = new.iter().position(|each| *each == program) {
             new.remove(at);
@@ -110,7 +110,7 @@ fn walk(switched: &[Program], wrapper: bool) {
             new.push(program);
             switch(&world, program, wrapper);
         }
-        use_all_five(&world, &format!("new: {new:?}"));
+        use_all(&world, &format!("new: {new:?}"));
     }
 }
 

@@ -12,7 +12,7 @@ use scenarios::{Program, World, binary, eventually_some, is_alive, left_out, tex
 
 use super::{expect, expect_of, migrate, old_folder_named};
 
-/// A folder, not easy to name, in which all five are wrappers.
+/// A folder, not easy to name, in which all are wrappers.
 fn world() -> World {
     let world = old_folder_named("my agent's \"new\" $folder");
     expect(&world, "switch", &["--all", "--wrapper"], 0);
