@@ -16,12 +16,12 @@ use crate::tracking_file;
 pub enum Cleaning {
     /// Remove them, as the original does.
     Remove,
-    /// Only say so.
+    /// Look at everything, and only say so.
     DryRun,
 }
 
-/// Answers at constant cost when the PID file proves a running agent;
-/// otherwise looks at all processes once. What it cannot find out counts as
+/// Answers at constant cost when the PID file proves a running agent, unless
+/// everything is to be looked at; otherwise looks at all processes once. What it cannot find out counts as
 /// not safe.
 ///
 /// # Errors
@@ -33,13 +33,20 @@ pub fn check(
 ) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
     let tracking = scene.tracking()?;
-    if let Tracking::Running(identity) = tracking {
-        return running(&scene, identity, report);
-    }
+    let tracked = match tracking {
+        Tracking::Running(identity) if cleaning == Cleaning::Remove => {
+            return running(&scene, identity, report);
+        }
+        Tracking::Running(identity) => Some(identity.pid),
+        _ => None,
+    };
     let guard_is_free = scene.guard_is_free()?;
     let lock = scene.lock_verdict(guard_is_free)?;
-    let sighting = scene.look(None)?;
+    let sighting = scene.look(tracked)?;
     let stale = Stale::find(&scene, &tracking, &lock, &sighting)?;
+    if let Ok(Some(age)) = scene.startup_lock.age() {
+        report.lock_age(age);
+    }
 
     let guard = if stale.is_any() && cleaning == Cleaning::Remove {
         scene.try_guard()?

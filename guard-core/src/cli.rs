@@ -27,6 +27,19 @@ pub struct CommonOptions {
     pub settings: SettingsOptions,
 }
 
+impl CommonOptions {
+    /// A report of `program`, in the form that is asked for.
+    #[must_use]
+    pub fn report(&self, program: &str) -> Report {
+        let format = match (self.json, self.quiet) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Quiet,
+            _ => Format::Text,
+        };
+        Report::new(program, env!("CARGO_PKG_VERSION"), format)
+    }
+}
+
 /// Runs `verb` and turns what comes of it into words and an exit code.
 ///
 /// `program` is the program's own name, under whatever link it was called.
@@ -35,17 +48,20 @@ pub fn run(
     options: &CommonOptions,
     verb: impl FnOnce(&Settings, &mut Report) -> Result<Outcome, Failure>,
 ) -> ExitCode {
-    let format = match (options.json, options.quiet) {
-        (true, _) => Format::Json,
-        (_, true) => Format::Quiet,
-        _ => Format::Text,
-    };
+    run_with(options.report(program), options, verb)
+}
+
+/// As [`run`], with a report of the program that was made ready before.
+pub fn run_with(
+    mut report: Report,
+    options: &CommonOptions,
+    verb: impl FnOnce(&Settings, &mut Report) -> Result<Outcome, Failure>,
+) -> ExitCode {
     settle_signals();
-    let mut report = Report::new(program, env!("CARGO_PKG_VERSION"), format);
     let called = env::args_os()
         .next()
         .filter(|name| !name.is_empty())
-        .map_or_else(|| PathBuf::from(program), PathBuf::from);
+        .map_or_else(|| PathBuf::from(report.program()), PathBuf::from);
     let mut relay = None;
     let outcome = Relay::of_this_program()
         .and_then(|of_this_program| {
@@ -53,15 +69,14 @@ pub fn run(
             Settings::resolve(&options.settings, &called)
         })
         .and_then(|settings| {
-            report.name_programs(&settings.naming);
+            report.is_about(&settings);
             verb(&settings, &mut report)
         })
         .unwrap_or_else(|failure| {
             report.failure(&failure);
             Outcome::Failed
         });
-    report.finish(outcome);
-    let exit_code = outcome.exit_code();
+    let exit_code = report.finish(outcome);
     if let Some(relay) = &mut relay {
         relay.tell(exit_code);
     }

@@ -1,6 +1,8 @@
 //! The command lines of the six programs: what `--help` says, and what the
 //! manual pages and completions are made from.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
 use crate::cli::CommonOptions;
@@ -10,12 +12,19 @@ use crate::cli::CommonOptions;
 #[command(
     name = "check-agent-running",
     version,
-    after_help = "Exit status: 0 safe to start, 1 not (an agent runs, a start is in progress, or it cannot be told), 2 wrong usage."
+    after_help = "Exit status: 0 safe to start, 1 not (an agent runs, a start is in progress, or it cannot be told), 2 wrong usage; --nagios has its own."
 )]
 pub struct Check {
-    /// Remove no stale file, only say which are
+    /// Look at everything, remove nothing, say which files are stale
     #[arg(long)]
     pub dry_run: bool,
+    /// Answer as a monitoring plugin, and remove nothing: one line, exit status
+    /// 0 one agent runs, 1 warning, 2 critical, 3 unknown
+    #[arg(long, conflicts_with_all = ["json", "quiet"])]
+    pub nagios: bool,
+    /// Write Prometheus metrics into a file, and remove nothing
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
     /// What all programs have.
     #[command(flatten)]
     pub common: CommonOptions,

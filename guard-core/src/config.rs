@@ -62,6 +62,7 @@ pub(crate) struct AgentTable {
     ready_pattern: Option<Text>,
     verify_seconds: Option<Spanned<f64>>,
     grace_seconds: Option<Spanned<f64>>,
+    keep_log_mb: Option<Spanned<f64>>,
     #[serde(default)]
     pub(crate) needs: Texts,
 }
@@ -346,11 +347,11 @@ impl Config {
                     self.value("ready_pattern", pattern.span(), pattern.get_ref())
                 }));
             }
-            "VERIFY_SECONDS" | "GRACE_SECONDS" => {
-                let (key, number) = if setting == "VERIFY_SECONDS" {
-                    ("verify_seconds", &agent.verify_seconds)
-                } else {
-                    ("grace_seconds", &agent.grace_seconds)
+            "VERIFY_SECONDS" | "GRACE_SECONDS" | "KEEP_LOG_MB" => {
+                let (key, number) = match setting {
+                    "VERIFY_SECONDS" => ("verify_seconds", &agent.verify_seconds),
+                    "GRACE_SECONDS" => ("grace_seconds", &agent.grace_seconds),
+                    _ => ("keep_log_mb", &agent.keep_log_mb),
                 };
                 return Ok(number
                     .as_ref()

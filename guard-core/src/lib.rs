@@ -2,9 +2,10 @@
 //! go down only:
 //!
 //! - [`command_line`] of each program; [`cli`] runs one verb and turns its
-//!   outcome into words and an exit code;
-//!   [`settings`] is the one home of names and defaults; [`report`] of every
-//!   sentence; [`outcome`] of exit codes; [`failure`] says what went wrong.
+//!   outcome into words and an exit code; [`settings`] is the one home of names
+//!   and defaults; [`report`] of every
+//!   sentence; [`monitor`] of those that monitors read; [`outcome`] of exit
+//!   codes; [`failure`] says what went wrong.
 //! - The verbs: [`check`], [`start`], [`stop`], [`system`] (start and restart
 //!   of the whole), in the [`scene`] that they share, out of the agent that
 //!   called them by [`detach`].
@@ -37,6 +38,7 @@ pub mod guard;
 pub mod http;
 pub mod log_file;
 pub mod member;
+pub mod monitor;
 pub mod outcome;
 pub mod pid_file;
 pub mod plan;

@@ -9,7 +9,15 @@ use crate::process_table::Pid;
 
 /// How long some processes have been running.
 #[derive(Debug, Default)]
-pub struct Ages(BTreeMap<Pid, Duration>);
+pub struct Ages(BTreeMap<Pid, Age>);
+
+/// How long a process has been running.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    runs_for: Duration,
+    /// Unix time, by the clock as it is set now.
+    since: u64,
+}
 
 impl Ages {
     /// Asks for these processes only.
@@ -32,7 +40,11 @@ impl Ages {
         );
         let ages = wanted.into_iter().filter_map(|(pid, number)| {
             let process = system.process(number)?;
-            Some((pid, Duration::from_secs(process.run_time())))
+            let age = Age {
+                runs_for: Duration::from_secs(process.run_time()),
+                since: process.start_time(),
+            };
+            Some((pid, age))
         });
         Self(ages.collect())
     }
@@ -40,7 +52,13 @@ impl Ages {
     /// The age of one of them, if it still runs.
     #[must_use]
     pub fn get(&self, pid: Pid) -> Option<Duration> {
-        self.0.get(&pid).copied()
+        self.0.get(&pid).map(|age| age.runs_for)
+    }
+
+    /// Since when one of them runs, in Unix time, if it still does.
+    #[must_use]
+    pub fn since(&self, pid: Pid) -> Option<u64> {
+        self.0.get(&pid).map(|age| age.since)
     }
 }
 

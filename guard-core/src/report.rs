@@ -6,16 +6,17 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::monitor::{self, Observation};
 use crate::outcome::Outcome;
 use crate::process_details::{Ages, user_name};
 use crate::process_table::Pid;
-use crate::settings::{Interpreter, Naming};
+use crate::settings::{Interpreter, Naming, Settings};
 use crate::sighting::{Agent, Kinship, OrphanWorker, Relative, SpareReason, Spared, Unseen};
 use crate::signals::Interruption;
 use crate::startup_lock::{StaleReason, Starter};
@@ -30,6 +31,8 @@ pub enum Format {
     Json,
     /// Nothing; the exit code says it.
     Quiet,
+    /// One line and an exit code of its own, as monitoring plugins answer.
+    Plugin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct Report {
     format: Format,
     coloured: bool,
     naming: Naming,
+    /// Where metrics go at the end.
+    metrics: Option<PathBuf>,
     /// Live lines that are on the terminal now.
     live: Option<indicatif::MultiProgress>,
     facts: Facts,
@@ -56,12 +61,15 @@ pub struct Report {
 struct Facts {
     program: String,
     version: String,
+    family: Option<String>,
     outcome: &'static str,
     exit_code: u8,
     message: String,
     agents: Vec<AgentFacts>,
     orphan_workers: Vec<ProcessFacts>,
     leftovers: Vec<ProcessFacts>,
+    stale_files: Vec<StaleFileFacts>,
+    lock_age_seconds: Option<u64>,
     stopped: Vec<i32>,
     duplicates_removed: usize,
     registration_confirmed: Option<bool>,
@@ -112,6 +120,7 @@ struct AgentFacts {
     user: String,
     uid: u32,
     age_seconds: Option<u64>,
+    since: Option<u64>,
     wrapper: Option<WrapperFacts>,
     tracked: bool,
     container: bool,
@@ -121,6 +130,12 @@ struct AgentFacts {
 struct WrapperFacts {
     pid: i32,
     command: String,
+}
+
+#[derive(Debug, Serialize)]
+struct StaleFileFacts {
+    path: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -142,6 +157,7 @@ impl Report {
             format,
             coloured: !no_color && !dumb && std::io::stdout().is_terminal(),
             naming: Naming::Programs,
+            metrics: None,
             live: None,
             facts: Facts {
                 program: program.to_owned(),
@@ -149,6 +165,17 @@ impl Report {
                 ..Facts::default()
             },
         }
+    }
+
+    /// Whose report it is.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        &self.facts.program
+    }
+
+    /// From now on it answers as a monitoring plugin.
+    pub fn answer_as_plugin(&mut self) {
+        self.format = Format::Plugin;
     }
 
     /// How it says things.
@@ -185,19 +212,70 @@ impl Report {
             .extend(part.facts.files_removed.iter().cloned());
     }
 
-    /// From now on, advice uses the caller's own names of the programs.
-    pub fn name_programs(&mut self, naming: &Naming) {
-        self.naming = naming.clone();
+    /// From now on, advice uses the caller's own names of the programs, and
+    /// the agents have a family.
+    pub fn is_about(&mut self, settings: &Settings) {
+        self.naming = settings.naming.clone();
+        let family = settings.family.name().to_string_lossy();
+        self.facts.family = Some(family.into_owned());
     }
 
-    /// Ends the report: in JSON, this prints it.
-    pub fn finish(mut self, outcome: Outcome) {
-        self.facts.outcome = outcome.name();
-        self.facts.exit_code = outcome.exit_code();
-        if self.format == Format::Json
-            && let Ok(object) = serde_json::to_string(&self.facts)
+    /// At the end, metrics go into this file too.
+    pub fn write_metrics(&mut self, path: PathBuf) {
+        self.metrics = Some(path);
+    }
+
+    /// Ends the report: prints what is said at the end, and gives the exit code.
+    #[must_use]
+    pub fn finish(mut self, mut outcome: Outcome) -> u8 {
+        if let Some(path) = self.metrics.take()
+            && let Err(error) = monitor::write_whole(&path, &self.observation(outcome).metrics())
         {
-            print(&object);
+            let path = path.display();
+            let failure = Failure::new(format!("cannot write the metrics {path}: {error}"))
+                .help("name a plain file in a folder that is there and may be written to");
+            self.failure(&failure);
+            outcome = Outcome::Failed;
+        }
+        let mut exit_code = outcome.exit_code();
+        match self.format {
+            Format::Plugin => {
+                let observation = self.observation(outcome);
+                exit_code = observation.health().exit_code();
+                print(&harmless(
+                    &observation.line_for(monitor::stdout_is_journal()),
+                ));
+            }
+            Format::Json => {
+                self.facts.outcome = outcome.name();
+                self.facts.exit_code = exit_code;
+                if let Ok(object) = serde_json::to_string(&self.facts) {
+                    print(&object);
+                }
+            }
+            Format::Text | Format::Quiet => {}
+        }
+        exit_code
+    }
+
+    /// What a monitor makes of it.
+    fn observation(&self, outcome: Outcome) -> Observation<'_> {
+        let facts = &self.facts;
+        let oldest = facts.agents.iter().max_by_key(|agent| agent.age_seconds);
+        Observation {
+            family: facts.family.as_deref(),
+            outcome,
+            message: &facts.message,
+            agents: facts.agents.len(),
+            pid: oldest.map(|agent| agent.pid),
+            age: oldest.and_then(|agent| Some((agent.age_seconds?, agent.since?))),
+            tracked: facts
+                .agents
+                .iter()
+                .all(|agent| agent.tracked || agent.container),
+            orphans: facts.orphan_workers.len(),
+            stale_files: facts.stale_files.len(),
+            lock_age: facts.lock_age_seconds,
         }
     }
 
@@ -358,6 +436,12 @@ impl Report {
     /// A tracking file named nobody and was (or would be) removed.
     pub fn stale(&mut self, what: &str, path: &Path, why: &str, removal: Removal) {
         let path = path.display();
+        if removal != Removal::Done {
+            self.facts.stale_files.push(StaleFileFacts {
+                path: path.to_string(),
+                reason: why.to_owned(),
+            });
+        }
         match removal {
             Removal::Done => {
                 self.facts.files_removed.push(path.to_string());
@@ -372,6 +456,11 @@ impl Report {
                 "stale {what} {path}: {why}; left for the program that is at work now"
             )),
         }
+    }
+
+    /// The startup lock's age.
+    pub fn lock_age(&mut self, age: Duration) {
+        self.facts.lock_age_seconds = Some(age.as_secs());
     }
 
     /// A tracking file was removed, as always at the end of a stop.
@@ -838,6 +927,7 @@ fn facts_of(agents: &[Agent], tracked: Option<Pid>) -> Vec<AgentFacts> {
             user: user_name(agent.uid),
             uid: agent.uid,
             age_seconds: ages.get(pid).map(|age| age.as_secs()),
+            since: ages.since(pid),
             wrapper: wrapper.map(|wrapper| WrapperFacts {
                 pid: wrapper.pid.get(),
                 command: wrapper.command.clone(),

@@ -26,8 +26,11 @@ const DEFAULT_MODE: &str = "dev";
 const DEFAULT_READY_PATTERN: &str = "registered worker";
 const DEFAULT_VERIFY_SECONDS: f64 = 3.0;
 const DEFAULT_GRACE_SECONDS: f64 = 10.0;
+const DEFAULT_KEEP_LOG_MB: f64 = 20.0;
 /// Longer is a slip of the keyboard, and would hold the guard for days.
 const MOST_SECONDS: f64 = 3600.0;
+/// More is no limit.
+const MOST_MEGABYTES: f64 = 1e6;
 
 /// The options that all programs share. None is ever needed.
 #[derive(Debug, Clone, Default, Args)]
@@ -84,6 +87,11 @@ pub struct SettingsOptions {
     /// [env: VOICE_GUARD_GRACE_SECONDS]
     #[arg(long, value_name = "SECONDS")]
     pub grace_seconds: Option<OsString>,
+    /// Megabytes at the end of an earlier log that are kept at a start, 0: none
+    /// [default: 20]
+    /// [env: VOICE_GUARD_KEEP_LOG_MB]
+    #[arg(long, value_name = "MEGABYTES")]
+    pub keep_log_mb: Option<OsString>,
     /// Description of the voice system [default: voice-system.toml in the
     /// project folder, `$XDG_CONFIG_HOME/voice-guard` or /etc/voice-guard]
     /// [env: VOICE_GUARD_CONFIG]
@@ -200,6 +208,8 @@ pub struct Settings {
     pub verify: Duration,
     /// Grace period.
     pub grace: Duration,
+    /// How much of each earlier log is kept, in bytes.
+    pub keep_log: u64,
     /// How the caller names our programs, for advice.
     pub naming: Naming,
     /// The description of the voice system, if there is one.
@@ -334,6 +344,7 @@ impl Settings {
                 text(&options.grace_seconds, "GRACE_SECONDS")?,
                 DEFAULT_GRACE_SECONDS,
             )?,
+            keep_log: megabytes(text(&options.keep_log_mb, "KEEP_LOG_MB")?)?,
             naming: Naming::of(argv0),
             config: config.map(Rc::new),
             project_dir,
@@ -442,16 +453,31 @@ fn ready_pattern(given: Option<Given>) -> Result<Regex, Failure> {
 }
 
 fn seconds(given: Option<Given>, default: f64) -> Result<Duration, Failure> {
+    number(given, default, MOST_SECONDS, "seconds").map(Duration::from_secs_f64)
+}
+
+/// In bytes.
+fn megabytes(given: Option<Given>) -> Result<u64, Failure> {
+    let megabytes = number(given, DEFAULT_KEEP_LOG_MB, MOST_MEGABYTES, "megabytes")?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is between 0 and 10^12"
+    )]
+    let bytes = (megabytes * 1e6) as u64;
+    Ok(bytes)
+}
+
+fn number(given: Option<Given>, default: f64, most: f64, unit: &str) -> Result<f64, Failure> {
     let Some(given) = given else {
-        return Ok(Duration::from_secs_f64(default));
+        return Ok(default);
     };
     given
         .value
         .to_str()
         .and_then(|text| text.trim().parse::<f64>().ok())
-        .filter(|number| (0.0..=MOST_SECONDS).contains(number))
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| given.wrong(&format!("expected seconds from 0 to {MOST_SECONDS}")))
+        .filter(|number| (0.0..=most).contains(number))
+        .ok_or_else(|| given.wrong(&format!("expected {unit} from 0 to {most}")))
 }
 
 /// The interpreter to run the agent with, and why it was chosen.

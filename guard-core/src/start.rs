@@ -296,7 +296,7 @@ pub(crate) fn bring_up(
     clear_pid_file(scene, report)?;
     let settings = scene.settings;
     report.interpreter(&interpreter);
-    if let Err(error) = log.keep_previous() {
+    if let Err(error) = log.keep_previous(settings.keep_log) {
         report.log_not_kept(log.path(), &error);
     }
     let watch = LogWatch::of(&log, settings.ready_pattern.clone())

@@ -135,6 +135,22 @@ impl StartupLock {
         }
     }
 
+    /// How long ago it was written; `None` if there is none. A time that is
+    /// still to come counts as now.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn age(&self) -> io::Result<Option<Duration>> {
+        Ok(match tracking_file::open(&self.path)? {
+            Opening::Plain(opened) => Some(
+                SystemTime::now()
+                    .duration_since(opened.modified)
+                    .unwrap_or_default(),
+            ),
+            Opening::Absent | Opening::Odd(_) => None,
+        })
+    }
+
     /// Takes the lock: complete from its first instant, by linking a file that
     /// was written beside it. `Ok(None)` if there is one already.
     ///

@@ -1127,7 +1127,7 @@ impl Member {
         if self.companion.clean_log {
             rustix::fs::ftruncate(log.output(), 0)
                 .map_err(|errno| cannot("empty the log", log.path(), &io::Error::from(errno)))?;
-        } else if let Err(error) = log.keep_previous() {
+        } else if let Err(error) = log.keep_previous(self.settings.keep_log) {
             self.notes.log_not_kept(log.path(), &error);
         }
         let Some(command) = self.companion.command(self.port) else {

@@ -241,7 +241,9 @@ fn every_program_of_the_table_has_the_same_settings() {
             c == '-' || c.is_ascii_lowercase()
         });
         if program == Program::Check {
-            assert!(options.remove("--dry-run"), "check has no --dry-run");
+            for own in ["--dry-run", "--nagios", "--metrics"] {
+                assert!(options.remove(own), "check has no {own}");
+            }
         }
         if program == Program::System {
             for own in ["--check-config", "--status"] {

@@ -191,6 +191,7 @@ fn empty_variable_is_no_setting() {
         "READY_PATTERN",
         "VERIFY_SECONDS",
         "GRACE_SECONDS",
+        "KEEP_LOG_MB",
     ] {
         world.set(format!("VOICE_GUARD_{name}"), "");
     }
@@ -213,6 +214,7 @@ fn value_that_cannot_be_used_is_named_with_its_origin() {
             "--grace-seconds",
             &["x", "-1", "NaN", "-inf", "1e19"],
         ),
+        ("KEEP_LOG_MB", "--keep-log-mb", &["x", "-1", "NaN", "1e7"]),
         ("READY_PATTERN", "--ready-pattern", &["(", "[", "*"]),
         ("PYTHON", "--python", &["python3", "python3.11", "."]),
         ("PROJECT_DIR", "--project-dir", &["/missing"]),
@@ -853,7 +855,15 @@ fn help_shows_the_same_settings_for_all_programs() {
             .filter(|word| word.starts_with("--"))
             .map(|word| word.trim_matches([',', ']', '.']).to_owned())
             .filter(|word| {
-                !["--dry-run", "--check-config", "--status", "--all"].contains(&word.as_str())
+                let own = [
+                    "--dry-run",
+                    "--nagios",
+                    "--metrics",
+                    "--check-config",
+                    "--status",
+                    "--all",
+                ];
+                !own.contains(&word.as_str())
             })
             .collect();
         flags.sort();
@@ -898,6 +908,7 @@ fn every_json_report_has_the_documented_fields() {
             "agents",
             "orphan_workers",
             "leftovers",
+            "stale_files",
             "stopped",
             "files_removed",
             "notes",
