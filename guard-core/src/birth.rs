@@ -41,6 +41,18 @@ pub struct BirthPlan<'a> {
     pub log: &'a OwnedFd,
     /// The signals that the caller ignores, a bit each; an agent ignores none.
     pub ignored_signals: u64,
+    /// Does it live on when this program dies?
+    pub bond: Bond,
+}
+
+/// What becomes of a child when its parent dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bond {
+    /// It lives on.
+    None,
+    /// The kernel kills it (`PR_SET_PDEATHSIG`): whoever supervises the parent
+    /// starts another, which finds no agent in its way.
+    Life,
 }
 
 /// A child that has become the agent; not reaped yet, so its number is its own.
@@ -75,16 +87,15 @@ impl Newborn {
 
     /// Kills and reaps it, if it is not dead and reaped already.
     pub fn kill(&self) {
-        use std::os::fd::AsFd as _;
-        let pidfd = self.pidfd.as_fd();
+        let _ = self.kill_and_reap();
+    }
+
+    /// The same; how it has ended.
+    #[must_use]
+    pub fn kill_and_reap(&self) -> Ending {
         // Through the pidfd: whoever has reaped it, no stranger is hit.
-        let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-        let _ = rustix::io::retry_on_intr(|| {
-            rustix::process::waitid(
-                rustix::process::WaitId::PidFd(pidfd),
-                rustix::process::WaitIdOptions::EXITED,
-            )
-        });
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        self.reap()
     }
 }
 
@@ -97,6 +108,18 @@ pub enum Ending {
     Killed(i32),
     /// Nobody can tell any more.
     Unknown,
+}
+
+impl Ending {
+    /// The exit code that says the same of the parent, as a shell counts.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Exited(code) => u8::try_from(code).unwrap_or(1),
+            Self::Killed(signal) => u8::try_from(128 + signal).unwrap_or(1),
+            Self::Unknown => 1,
+        }
+    }
 }
 
 impl fmt::Display for Ending {
@@ -194,6 +217,8 @@ struct Prepared {
     log: RawFd,
     report: RawFd,
     ignored_signals: u64,
+    /// Whose death it is not to outlive.
+    bound_to: Option<libc::pid_t>,
 }
 
 /// Forks and executes the agent. On success the child runs the interpreter, its
@@ -247,6 +272,7 @@ pub fn give_birth(plan: &BirthPlan<'_>) -> Result<Newborn, BirthError> {
         log: plan.log.as_raw_fd(),
         report: writer.as_raw_fd(),
         ignored_signals: plan.ignored_signals,
+        bound_to: (plan.bond == Bond::Life).then(|| Pid::own().get()),
     };
     let arguments = pointers(&prepared.arguments);
     let mut environment = pointers(&prepared.environment);
@@ -407,6 +433,13 @@ unsafe fn become_agent(
     // SAFETY: the caller's promise; every descriptor and string is alive.
     unsafe {
         reset_signals(prepared.ignored_signals);
+        if let Some(parent) = prepared.bound_to {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // It may have died before the call.
+            if libc::getppid() != parent {
+                libc::_exit(127);
+            }
+        }
         let step = if libc::setsid() == -1 {
             BirthStep::Session
         } else if !set_streams(prepared) {

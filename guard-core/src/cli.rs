@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::birth::settle_signals;
+use crate::birth::{Ending, settle_signals};
 use crate::detach::Relay;
 use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::report::{Format, Report};
 use crate::settings::{Settings, SettingsOptions};
+use crate::signals::die_of;
 
 /// The options that all programs share. None is ever needed.
 #[derive(Debug, Clone, Args)]
@@ -80,8 +81,10 @@ pub fn run_with(
     if let Some(relay) = &mut relay {
         relay.tell(exit_code);
     }
-    if let Outcome::Interrupted(interruption) = outcome {
-        interruption.die();
+    match outcome {
+        Outcome::Interrupted(interruption) => interruption.die(),
+        Outcome::AgentEnded(Ending::Killed(signal)) => die_of(signal),
+        _ => {}
     }
     ExitCode::from(exit_code)
 }

@@ -35,9 +35,13 @@ pub struct Check {
 #[command(
     name = "start-voice-agent-safe",
     version,
-    after_help = "Exit status: 0 the agent runs, 1 it was refused or died, 2 wrong usage; interrupted, it dies by that signal."
+    after_help = "Exit status: 0 the agent runs, 1 it was refused or died, 2 wrong usage; interrupted, it dies by that signal. With --foreground: the agent's own, or by the signal that ended it; 195 refused, another agent runs; 1 it could not be started."
 )]
 pub struct Start {
+    /// Stay with the agent, for systemd, containers and other supervisors: copy
+    /// its log to standard output, pass signals on, end with its exit status
+    #[arg(long)]
+    pub foreground: bool,
     /// What all programs have.
     #[command(flatten)]
     pub common: CommonOptions,

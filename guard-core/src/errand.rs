@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::MemfdFlags;
 
 use crate::agent::Family;
-use crate::birth::{BirthPlan, Ending, Newborn, give_birth};
+use crate::birth::{BirthPlan, Bond, Ending, Newborn, give_birth};
 use crate::plan::CommandLine;
 use crate::process_table::ProcessTable;
 use crate::sighting::{KinOf, Lookout, Strangers};
@@ -61,6 +61,7 @@ impl Errand {
             pid_file: None,
             log: &output,
             ignored_signals: surroundings.ignored_signals,
+            bond: Bond::None,
         })
         .map_err(|error| format!("cannot run {}: {error}", command.program.display()))?;
         Ok(Self {

@@ -9,6 +9,8 @@
 //! - The verbs: [`check`], [`start`], [`stop`], [`system`] (start and restart
 //!   of the whole), in the [`scene`] that they share, out of the agent that
 //!   called them by [`detach`].
+//! - [`foreground`] is the start that stays: [`attendant`] copies the log, passes
+//!   signals on and reaps; [`notify`] tells the supervisor.
 //! - The three files that programs know each other by: [`guard`], [`pid_file`],
 //!   [`startup_lock`], on [`tracking_file`].
 //! - The rest of the voice system: [`voice_system`] (the verbs over all parts),
@@ -22,6 +24,7 @@
 //!   [`process_details`] for people; [`env_file`] for the agent.
 
 pub mod agent;
+pub mod attendant;
 #[expect(unsafe_code, reason = "fork to exec: no library runs our code there")]
 pub mod birth;
 pub mod check;
@@ -34,11 +37,13 @@ pub mod detach;
 pub mod env_file;
 pub mod errand;
 pub mod failure;
+pub mod foreground;
 pub mod guard;
 pub mod http;
 pub mod log_file;
 pub mod member;
 pub mod monitor;
+pub mod notify;
 pub mod outcome;
 pub mod pid_file;
 pub mod plan;

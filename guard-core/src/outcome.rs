@@ -1,6 +1,13 @@
 //! How a program ends, and with which exit code (`docs/contract.md`, "Exit codes").
 
+use crate::birth::Ending;
 use crate::signals::Interruption;
+
+/// The exit code of a starter in the foreground that found another agent, or
+/// could not rule one out. No other program has it: the codes up to 125 are the
+/// agent's own and `sysexits.h`'s, 126 to 192 a shell's (a signal's number more
+/// than 128), 200 and above systemd's.
+pub const REFUSED_IN_FOREGROUND: u8 = 195;
 
 /// The end of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +24,10 @@ pub enum Outcome {
     Unknown,
     /// start: an agent runs, or is being started by another.
     Refused,
+    /// start in the foreground: the same.
+    RefusedInForeground,
+    /// start in the foreground: the agent has ended so.
+    AgentEnded(Ending),
     /// start, system: the agent was started and lives.
     Started,
     /// start, system, restart: the agent died at once.
@@ -60,6 +71,8 @@ impl Outcome {
             | Self::Well
             | Self::Valid => 0,
             Self::Interrupted(interruption) => 128 + interruption.number(),
+            Self::RefusedInForeground => REFUSED_IN_FOREGROUND,
+            Self::AgentEnded(ending) => ending.exit_code(),
             _ => 1,
         }
     }
@@ -73,7 +86,8 @@ impl Outcome {
             Self::StartInProgress => "start_in_progress",
             Self::OrphanWorkers => "orphan_workers",
             Self::Unknown => "unknown",
-            Self::Refused => "refused",
+            Self::Refused | Self::RefusedInForeground => "refused",
+            Self::AgentEnded(_) => "ended",
             Self::Started => "started",
             Self::Died => "died",
             Self::Interrupted(_) => "interrupted",

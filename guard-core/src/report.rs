@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::birth::Ending;
 use crate::failure::Failure;
 use crate::monitor::{self, Observation};
 use crate::outcome::Outcome;
@@ -51,6 +52,8 @@ pub struct Report {
     naming: Naming,
     /// Where metrics go at the end.
     metrics: Option<PathBuf>,
+    /// A reader that does not read loses sentences.
+    patient: bool,
     /// Live lines that are on the terminal now.
     live: Option<indicatif::MultiProgress>,
     facts: Facts,
@@ -158,6 +161,7 @@ impl Report {
             coloured: !no_color && !dumb && std::io::stdout().is_terminal(),
             naming: Naming::Programs,
             metrics: None,
+            patient: true,
             live: None,
             facts: Facts {
                 program: program.to_owned(),
@@ -212,6 +216,12 @@ impl Report {
             .extend(part.facts.files_removed.iter().cloned());
     }
 
+    /// From now on it waits for no reader: a program that has an agent to look
+    /// after must not hang on a pipe that is full.
+    pub fn wait_for_no_reader(&mut self) {
+        self.patient = false;
+    }
+
     /// From now on, advice uses the caller's own names of the programs, and
     /// the agents have a family.
     pub fn is_about(&mut self, settings: &Settings) {
@@ -249,7 +259,9 @@ impl Report {
             Format::Json => {
                 self.facts.outcome = outcome.name();
                 self.facts.exit_code = exit_code;
-                if let Ok(object) = serde_json::to_string(&self.facts) {
+                if (self.patient || is_output_ready())
+                    && let Ok(object) = serde_json::to_string(&self.facts)
+                {
                     print(&object);
                 }
             }
@@ -563,6 +575,33 @@ impl Report {
         self.advise(format!("see {}", log.display()));
     }
 
+    /// The agent has ended, and its output was seen.
+    pub fn ended_by_itself(&mut self, pid: Pid, how: Ending, log: &Path) {
+        self.headline(
+            Tone::Error,
+            format!("ERROR: the agent (PID {pid}) has ended: {how}"),
+        );
+        self.facts.log_file = Some(log.display().to_string());
+        self.say(Tone::Plain, &format!("  log: {}", log.display()));
+    }
+
+    /// The agent was stopped, as asked by a signal.
+    pub fn stopped_on(&mut self, interruption: Interruption, pid: Pid, how: Ending) {
+        self.headline(
+            Tone::Good,
+            format!(
+                "OK: agent (PID {pid}) stopped on {}: {how}; nothing of it is left",
+                interruption.name()
+            ),
+        );
+    }
+
+    /// What the report comes to so far.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.facts.message
+    }
+
     /// A start was interrupted.
     pub fn interrupted(&mut self, interruption: Interruption, left: Option<Pid>) {
         let state = left.map_or_else(
@@ -824,7 +863,7 @@ impl Report {
     }
 
     fn say(&self, tone: Tone, sentence: &str) {
-        if self.format != Format::Text {
+        if self.format != Format::Text || !(self.patient || is_output_ready()) {
             return;
         }
         match &self.live {
@@ -983,6 +1022,14 @@ fn harmless(line: &str) -> String {
         }
     }
     harmless
+}
+
+/// Would a sentence be taken at once?
+fn is_output_ready() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let output = std::io::stdout();
+    let mut polled = [PollFd::new(&output, PollFlags::OUT)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// A closed or broken standard output loses the message, nothing else.

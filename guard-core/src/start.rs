@@ -1,21 +1,25 @@
 //! `start-voice-agent-safe`: guard, look again, birth, verification, release.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::agent::{MARK_VARIABLE, Mark};
-use crate::birth::{BirthPlan, Newborn, give_birth};
+use crate::attendant::Attendant;
+use crate::birth::{BirthPlan, Bond, Ending, Newborn, give_birth};
 use crate::deadline::Deadline;
 use crate::detach::DETACH_VARIABLE;
 use crate::env_file;
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
 use crate::log_file::{AgentLog, LogError};
+use crate::notify::NOTIFY_VARIABLE;
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::Pid;
@@ -56,10 +60,10 @@ pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failur
         interruptions: Some(hold_interruptions()?),
         ..Vigil::default()
     };
-    let outcome = start_under_guard(&scene, &guard, &mut vigil, report);
+    let brought = start_under_guard(&scene, &guard, None, &mut vigil, report);
     drop(vigil.startup_lock.take());
     drop(guard);
-    outcome
+    brought.map(Brought::outcome)
 }
 
 /// Waits for a check or stop to end; refuses at once if a start is in progress.
@@ -80,24 +84,30 @@ fn guard_or_refusal(scene: &Scene<'_>, report: &mut Report) -> Result<Option<Hel
     }
 }
 
-fn start_under_guard(
-    scene: &Scene<'_>,
+/// Looks again at everything, and starts an agent if there is none; `attendant`
+/// is to stay with it.
+///
+/// # Errors
+/// When something that a start needs is missing or cannot be used.
+pub(crate) fn start_under_guard<'a>(
+    scene: &'a Scene<'a>,
     guard: &HeldGuard,
+    attendant: Option<Rc<RefCell<Attendant>>>,
     vigil: &mut Vigil,
     report: &mut Report,
-) -> Result<Outcome, Failure> {
+) -> Result<Brought<'a>, Failure> {
     // At a constant cost first: a refused start is as cheap as a check.
     if let Tracking::Running(identity) = scene.tracking()? {
         report.refused(&Refusal::Running);
         let agent = scene.describe(identity.pid)?;
         report.agents(agent.as_slice(), Some(identity.pid));
-        return Ok(Outcome::Refused);
+        return Ok(Brought::Not(Outcome::Refused));
     }
     match take_startup_lock(scene, guard, report)? {
         Ok(lock) => vigil.startup_lock = lock,
         Err(starter) => {
             report.refused(&Refusal::Starting(starter, scene.startup_lock.path()));
-            return Ok(Outcome::Refused);
+            return Ok(Brought::Not(Outcome::Refused));
         }
     }
     let mut strangers = Strangers::default();
@@ -106,29 +116,31 @@ fn start_under_guard(
         report.refused(&Refusal::Running);
         let named = scene.pid_file.number().ok().flatten();
         report.agents(&sighting.agents, named);
-        return Ok(Outcome::Refused);
+        return Ok(Brought::Not(Outcome::Refused));
     }
     if !sighting.unseen.is_empty() {
         report.refused(&Refusal::CannotTell);
         report.unseen(&sighting.unseen);
-        return Ok(Outcome::Refused);
+        return Ok(Brought::Not(Outcome::Refused));
     }
     if sighting.orphans.iter().any(|orphan| !orphan.marked) {
         report.refused(&Refusal::Orphans);
         report.orphans(&sighting.orphans);
-        return Ok(Outcome::Refused);
+        return Ok(Brought::Not(Outcome::Refused));
     }
     if !sighting.orphans.is_empty() {
         let cleared = clear_orphans(scene, None, KinOf::MarkedOrphans, vigil, report)?;
         if let Some(outcome) = cleared {
-            return Ok(outcome);
+            return Ok(Brought::Not(outcome));
         }
         strangers = Strangers::default();
     }
-    bring_up(
+    let mut preparation = prepare(scene.settings)?;
+    preparation.attendant = attendant;
+    bear(
         scene,
         guard,
-        prepare(scene.settings)?,
+        preparation,
         Rivalry::Refuse,
         strangers,
         vigil,
@@ -253,6 +265,25 @@ pub(crate) struct Preparation {
     environment: Vec<(OsString, OsString)>,
     mark: Mark,
     log: AgentLog,
+    attendant: Option<Rc<RefCell<Attendant>>>,
+}
+
+/// What came of a birth.
+#[derive(Debug)]
+pub(crate) enum Brought<'a> {
+    /// An agent that lives, verified.
+    Up(Box<Start<'a>>),
+    /// None, and how the program ends.
+    Not(Outcome),
+}
+
+impl Brought<'_> {
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::Up(_) => Outcome::Started,
+            Self::Not(outcome) => outcome,
+        }
+    }
 }
 
 /// Finds the script, the interpreter, the env file and the log; changes nothing
@@ -269,6 +300,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Preparation, Failure> {
         log: open_log(settings)?,
         interpreter,
         mark,
+        attendant: None,
     })
 }
 
@@ -280,18 +312,31 @@ pub(crate) fn prepare(settings: &Settings) -> Result<Preparation, Failure> {
 /// When something that an agent needs is missing or cannot be used.
 pub(crate) fn bring_up(
     scene: &Scene<'_>,
-    _guard: &HeldGuard,
+    guard: &HeldGuard,
     preparation: Preparation,
     rivalry: Rivalry,
     strangers: Strangers,
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
+    bear(scene, guard, preparation, rivalry, strangers, vigil, report).map(Brought::outcome)
+}
+
+fn bear<'a>(
+    scene: &'a Scene<'a>,
+    _guard: &HeldGuard,
+    preparation: Preparation,
+    rivalry: Rivalry,
+    strangers: Strangers,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Brought<'a>, Failure> {
     let Preparation {
         interpreter,
         environment,
         mark,
         mut log,
+        attendant,
     } = preparation;
     clear_pid_file(scene, report)?;
     let settings = scene.settings;
@@ -305,7 +350,7 @@ pub(crate) fn bring_up(
         .map_err(|error| cannot("read", Path::new("/proc/self/status"), &error))?;
     if let Some(interruption) = vigil.interruption() {
         report.interrupted(interruption, None);
-        return Ok(Outcome::Interrupted(interruption));
+        return Ok(Brought::Not(Outcome::Interrupted(interruption)));
     }
     let newborn = give_birth(&BirthPlan {
         interpreter: &interpreter.path,
@@ -320,6 +365,11 @@ pub(crate) fn bring_up(
         pid_file: Some(&settings.pid_file),
         log: log.output(),
         ignored_signals: ignored,
+        bond: if attendant.is_some() {
+            Bond::Life
+        } else {
+            Bond::None
+        },
     });
     let newborn = match newborn {
         Ok(newborn) => newborn,
@@ -344,9 +394,11 @@ pub(crate) fn bring_up(
         watch,
         strangers,
         rivalry,
+        attendant,
     };
-    match start.verify(vigil, report) {
-        Ok(outcome) => Ok(outcome),
+    match start.attend().and_then(|()| start.verify(vigil, report)) {
+        Ok(Outcome::Started) => Ok(Brought::Up(Box::new(start))),
+        Ok(outcome) => Ok(Brought::Not(outcome)),
         Err(failure) => {
             // What cannot be verified is not left behind.
             start.undo(vigil, report);
@@ -443,6 +495,7 @@ pub(crate) fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString
     }
     environment.remove(OsStr::new(DETACH_VARIABLE));
     environment.remove(OsStr::new(MARK_VARIABLE));
+    environment.remove(OsStr::new(NOTIFY_VARIABLE));
     Ok(environment.into_iter().collect())
 }
 
@@ -470,8 +523,9 @@ pub(crate) fn forget_the_dead(scene: &Scene<'_>) {
     }
 }
 
-/// An agent that was born and is not verified yet.
-struct Start<'a> {
+/// An agent that was born of this program.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
     scene: &'a Scene<'a>,
     mark: Mark,
     newborn: Newborn,
@@ -479,11 +533,28 @@ struct Start<'a> {
     watch: LogWatch,
     strangers: Strangers,
     rivalry: Rivalry,
+    attendant: Option<Rc<RefCell<Attendant>>>,
 }
 
 impl Start<'_> {
-    fn pid(&self) -> Pid {
+    /// Its number.
+    pub(crate) fn pid(&self) -> Pid {
         self.newborn.pid
+    }
+
+    /// It, to be waited for and signalled.
+    pub(crate) fn newborn(&self) -> &Newborn {
+        &self.newborn
+    }
+
+    fn attend(&self) -> Result<(), Failure> {
+        let Some(attendant) = &self.attendant else {
+            return Ok(());
+        };
+        attendant
+            .borrow_mut()
+            .attend(&self.newborn, &self.log)
+            .map_err(|error| Failure::new(format!("cannot stay with the agent: {error}")))
     }
 
     /// Ready as soon as the log says so, failed as soon as the pidfd says dead,
@@ -530,18 +601,33 @@ impl Start<'_> {
         Ok(Outcome::Started)
     }
 
-    fn is_dead(&self) -> Result<bool, Failure> {
+    /// Is it dead?
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub(crate) fn is_dead(&self) -> Result<bool, Failure> {
         is_dead(self.newborn.pidfd.as_fd())
             .map_err(|error| Failure::new(format!("cannot watch the agent: {error}")))
     }
 
     fn report_death(&mut self, vigil: &mut Vigil, report: &mut Report) -> Outcome {
-        let how = self.newborn.reap().to_string();
-        let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
-        report.died(self.pid(), &how, self.log.path(), &last_lines);
+        let how = self.newborn.reap();
+        let copied = self.attendant.as_ref().is_some_and(|attendant| {
+            attendant.borrow_mut().finish();
+            attendant.borrow().copies()
+        });
+        if copied {
+            report.ended_by_itself(self.pid(), how, self.log.path());
+        } else {
+            let last_lines = self.log.last_lines(LAST_LINES).unwrap_or_default();
+            report.died(self.pid(), &how.to_string(), self.log.path(), &last_lines);
+        }
         // Its workers may live on.
         self.undo(vigil, report);
-        Outcome::Died
+        match self.attendant {
+            Some(_) => Outcome::AgentEnded(how),
+            None => Outcome::Died,
+        }
     }
 
     /// Ctrl-C and TERM undo the start; a lost terminal does not: the agent is
@@ -617,8 +703,16 @@ impl Start<'_> {
         })
     }
 
-    /// Ends what was born of this start, and forgets it.
+    /// Ends what was born of this start, and forgets it; under the guard.
     fn undo(&mut self, vigil: &mut Vigil, report: &mut Report) {
+        self.end_family(vigil, report);
+        // What a child leaves that is killed in the middle of its birth.
+        let _ = tracking_file::remove_plain(&tracking_file::beside(self.scene.pid_file.path()));
+        self.forget(report);
+    }
+
+    /// Ends what was born of this start; how the agent itself has ended.
+    pub(crate) fn end_family(&mut self, vigil: &mut Vigil, report: &mut Report) -> Ending {
         let scene = self.scene;
         for _ in 0..4 {
             // What fails here for want of descriptors may succeed once more.
@@ -636,9 +730,12 @@ impl Start<'_> {
                 report.survivors(&termination.survivors);
             }
         }
-        self.newborn.kill();
-        // What a child leaves that is killed in the middle of its birth.
-        let _ = tracking_file::remove_plain(&tracking_file::beside(scene.pid_file.path()));
+        self.newborn.kill_and_reap()
+    }
+
+    /// Removes the PID file that names the dead agent; under the guard.
+    pub(crate) fn forget(&self, report: &mut Report) {
+        let scene = self.scene;
         match scene.pid_file.remove_if_naming(self.pid()) {
             Ok(_) => {}
             Err(error) => report.note(format!(

@@ -164,6 +164,35 @@ fn cannot_tell(sighting: &Sighting, report: &mut Report) -> Outcome {
     Outcome::Refused
 }
 
+/// How long a program that waits for its turn waits.
+pub(crate) fn guard_patience(settings: &Settings) -> Duration {
+    settings.verify + settings.grace + GUARD_PATIENCE
+}
+
+/// Waits for the guard. The inner `Err` is how the program ends if it was
+/// interrupted.
+///
+/// # Errors
+/// When it does not become free.
+pub(crate) fn wait_for_guard(
+    scene: &Scene<'_>,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Result<HeldGuard, Outcome>, Failure> {
+    let mut deadline = Deadline::after(guard_patience(scene.settings));
+    loop {
+        if let Some(guard) = scene.try_guard()? {
+            return Ok(Ok(guard));
+        }
+        let Some(pause) = deadline.next_pause() else {
+            return Err(guard_is_held(scene));
+        };
+        if let Some(outcome) = pause_or_interruption(vigil, pause, report)? {
+            return Ok(Err(outcome));
+        }
+    }
+}
+
 /// Waits for the guard and runs `verb` under it, deaf to nothing.
 fn with_guard(
     settings: &Settings,
@@ -175,18 +204,9 @@ fn with_guard(
     if vigil.interruptions.is_none() {
         vigil.interruptions = Some(hold_interruptions()?);
     }
-    let patience = settings.verify + settings.grace + GUARD_PATIENCE;
-    let mut deadline = Deadline::after(patience);
-    let guard = loop {
-        if let Some(guard) = scene.try_guard()? {
-            break guard;
-        }
-        let Some(pause) = deadline.next_pause() else {
-            return Err(guard_is_held(&scene));
-        };
-        if let Some(outcome) = pause_or_interruption(vigil, pause, report)? {
-            return Ok(outcome);
-        }
+    let guard = match wait_for_guard(&scene, vigil, report)? {
+        Ok(guard) => guard,
+        Err(outcome) => return Ok(outcome),
     };
     let outcome = verb(&scene, &guard, vigil, report);
     drop(vigil.startup_lock.take());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use crate::agent::{Family, MARK_VARIABLE, Mark};
-use crate::birth::{BirthPlan, Ending, Newborn, give_birth};
+use crate::birth::{BirthPlan, Bond, Ending, Newborn, give_birth};
 use crate::cleaning::{self, Places};
 use crate::config::{OnFailure, OnStart};
 use crate::deadline::Deadline;
@@ -1146,6 +1146,7 @@ impl Member {
             pid_file: Some(&self.settings.pid_file),
             log: log.output(),
             ignored_signals: context.surroundings.ignored_signals,
+            bond: Bond::None,
         })
         .map_err(|error| {
             forget_the_dead(&scene);
