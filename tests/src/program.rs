@@ -73,7 +73,7 @@ pub fn binary(program: Program) -> PathBuf {
     path
 }
 
-fn binary_folder() -> PathBuf {
+pub(crate) fn binary_folder() -> PathBuf {
     if let Some(folder) = std::env::var_os("VOICE_GUARD_TEST_BIN_DIR") {
         return PathBuf::from(folder);
     }

@@ -455,12 +455,11 @@ fn as_the_first_process_of_a_container_it_reaps_and_passes_the_status_on() {
 /// A child of the agent that has a child of its own, and that.
 fn lineage(world: &World, agent: u32) -> (u32, u32) {
     let all = world.processes();
-    let children = all.iter().filter(|process| process.parent == agent);
-    children
-        .filter_map(|child| {
-            let grandchild = all.iter().find(|process| process.parent == child.pid)?;
-            Some((child.pid, grandchild.pid))
-        })
-        .next()
-        .unwrap_or_else(|| panic!("no grandchild\n{}", world.describe()))
+    let mut children = all.iter().filter(|process| process.parent == agent);
+    let found = children.find_map(|child| {
+        let grandchild = all.iter().find(|process| process.parent == child.pid)?;
+        Some((child.pid, grandchild.pid))
+    });
+    assert!(found.is_some(), "no grandchild\n{}", world.describe());
+    found.unwrap()
 }

@@ -231,6 +231,7 @@ fn settings_table_has_every_option_of_the_help_and_no_other() {
     for general in ["--json", "--quiet", "--help", "--version"] {
         assert!(settings.remove(general), "--help does not name {general}");
     }
+    assert!(settings.remove("--foreground"));
     assert_eq!(flags, settings);
 }
 
@@ -244,6 +245,9 @@ fn every_program_of_the_table_has_the_same_settings() {
             for own in ["--dry-run", "--nagios", "--metrics"] {
                 assert!(options.remove(own), "check has no {own}");
             }
+        }
+        if program == Program::Start {
+            assert!(options.remove("--foreground"), "start has no --foreground");
         }
         if program == Program::System {
             for own in ["--check-config", "--status"] {

@@ -1,0 +1,342 @@
+//! The units under a real systemd: `scripts/systemd-sandbox` boots one for each
+//! test, in namespaces of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this file is test code throughout: a panic is its verdict"
+)]
+
+use scenarios::Sandbox;
+
+const UNIT: &str = "letta-voice-agent-safe";
+
+/// The four commands of the document, word for word.
+const INSTALL: [&str; 4] = [
+    "sudo cp systemd/letta-voice-agent-safe.service /etc/systemd/system/",
+    "sudo systemctl daemon-reload",
+    "sudo systemctl enable letta-voice-agent-safe",
+    "sudo systemctl start letta-voice-agent-safe",
+];
+
+/// Installed, and its waits made short; not started.
+fn installed(what: &str) -> Option<Sandbox> {
+    let sandbox = Sandbox::with_agent(what)?;
+    sandbox.drop_in(
+        &format!("{UNIT}.service"),
+        "[Service]\nUser=voice\nRestartSec=100ms",
+    );
+    for command in &INSTALL[..2] {
+        sandbox.expect(command, 0);
+    }
+    Some(sandbox)
+}
+
+/// Started with the document's last command; the agent's PID.
+fn started(sandbox: &Sandbox) -> u32 {
+    sandbox.expect(INSTALL[3], 0);
+    one_agent(sandbox)
+}
+
+/// Exactly one agent runs, named in the PID file; its PID.
+#[track_caller]
+fn one_agent(sandbox: &Sandbox) -> u32 {
+    // A forked child has its parent's command line.
+    let pids = sandbox.expect(
+        "ps -eo pid=,ppid=,args= |
+         awk '/[0-9] [^ ]*python[^ ]* letta_voice_agent[.]py/ { parent[$1] = $2 }
+              END { for (pid in parent) if (!(parent[pid] in parent)) print pid }'",
+        0,
+    );
+    let file = sandbox.expect("cat /tmp/letta_voice_agent.pid || :", 0);
+    assert_eq!(pids, file, "{}", sandbox.describe());
+    pids.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("not one agent: {pids:?}\n{}", sandbox.describe()))
+}
+
+/// Waits until another agent than this one is up, and the unit too.
+#[track_caller]
+fn another_agent(sandbox: &Sandbox, unit: &str, before: u32) -> u32 {
+    sandbox.until(
+        "another agent",
+        &format!(
+            "test \"$(cat /tmp/letta_voice_agent.pid)\" != {before} && systemctl is-active -q {unit}"
+        ),
+    );
+    one_agent(sandbox)
+}
+
+#[track_caller]
+fn nothing_left(sandbox: &Sandbox) {
+    let left = sandbox.expect(
+        "grep -l VOICE_GUARD_MARK /proc/[0-9]*/environ 2>/dev/null; \
+         pgrep -af 'python|sleep 1000|start-voice'; ls /tmp/letta_voice_agent.* 2>/dev/null; :",
+        0,
+    );
+    assert_eq!(left, "", "{}", sandbox.describe());
+}
+
+#[track_caller]
+fn no_overlap(sandbox: &Sandbox) {
+    let overlaps = sandbox.expect("cat /srv/state/overlap.log 2>/dev/null || :", 0);
+    assert_eq!(overlaps, "", "two agents ran at once");
+}
+
+fn property(sandbox: &Sandbox, unit: &str, name: &str) -> String {
+    let value = sandbox.expect(&format!("systemctl show -P {name} {unit}"), 0);
+    value.trim().to_owned()
+}
+
+#[test]
+fn the_four_commands_of_the_document_make_one_agent_that_comes_back() {
+    let Some(sandbox) = installed("the service under systemd") else {
+        return;
+    };
+    for command in INSTALL {
+        sandbox.expect(command, 0);
+    }
+    let agent = one_agent(&sandbox);
+    let main = property(&sandbox, UNIT, "MainPID");
+    let parent = sandbox.expect(&format!("ps -o ppid= -p {agent}"), 0);
+    assert_eq!(parent.trim(), main);
+    assert_eq!(
+        sandbox.expect(&format!("ps -o user= -p {agent}"), 0),
+        "voice\n"
+    );
+    let status = sandbox.expect("systemctl status letta-voice-agent-safe", 0);
+    assert!(
+        status.contains(&format!(
+            "Status: \"OK: agent started (PID {agent}), ready\""
+        )),
+        "{status}"
+    );
+    assert!(
+        sandbox
+            .expect("systemctl is-enabled letta-voice-agent-safe", 0)
+            .contains("enabled")
+    );
+
+    // Both ways to see what it says.
+    sandbox.until(
+        "the agent's words in the journal",
+        "journalctl -u letta-voice-agent-safe | grep -q 'registered worker'",
+    );
+    assert!(
+        sandbox
+            .expect("tail /tmp/voice_agent.log", 0)
+            .contains("registered worker")
+    );
+
+    // All five see it, as its user and as root.
+    sandbox.expect("/srv/agent/check_agent_running.sh", 1);
+    sandbox.expect("runuser -u voice /srv/agent/start_voice_agent_safe.sh", 1);
+
+    // It goes on through a daemon-reload.
+    sandbox.expect("systemctl daemon-reload", 0);
+    assert_eq!(one_agent(&sandbox), agent);
+
+    // Killed, it comes back; whoever of the two was killed.
+    sandbox.expect(&format!("kill -9 {agent}"), 0);
+    let second = another_agent(&sandbox, UNIT, agent);
+    sandbox.expect(
+        "kill -9 $(systemctl show -P MainPID letta-voice-agent-safe)",
+        0,
+    );
+    let third = another_agent(&sandbox, UNIT, second);
+    sandbox.expect("systemctl restart letta-voice-agent-safe", 0);
+    let fourth = one_agent(&sandbox);
+    assert!(![agent, second, third].contains(&fourth));
+    assert_eq!(property(&sandbox, UNIT, "Result"), "success");
+
+    sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+    sandbox.expect("/srv/agent/check_agent_running.sh", 0);
+
+    // Enabled, it is there after a boot.
+    sandbox.reboot();
+    sandbox.until(
+        "the unit to be up",
+        "systemctl is-active -q letta-voice-agent-safe",
+    );
+    one_agent(&sandbox);
+    no_overlap(&sandbox);
+}
+
+#[test]
+fn a_stop_leaves_no_process_whatever_the_agent_has_started() {
+    let Some(sandbox) = installed("a stop under systemd") else {
+        return;
+    };
+    sandbox.configure(
+        "TEST_AGENT_CHILDREN=fork,deaf,setsid,grandchild,spawn,forkserver,system,inheriting\n\
+         VOICE_GUARD_GRACE_SECONDS=0.3",
+    );
+    let agent = started(&sandbox);
+    let tasks = sandbox.expect(
+        "wc -l </sys/fs/cgroup$(systemctl show -P ControlGroup letta-voice-agent-safe)/cgroup.procs",
+        0,
+    );
+    assert!(
+        tasks.trim().parse::<u32>().unwrap() > 9,
+        "{}",
+        sandbox.describe()
+    );
+    // Killed, its children must not keep the next one out.
+    sandbox.expect(&format!("kill -9 {agent}"), 0);
+    another_agent(&sandbox, UNIT, agent);
+    sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+    no_overlap(&sandbox);
+}
+
+#[test]
+fn a_broken_agent_ends_in_failure_and_one_that_gives_up_is_started_again() {
+    let Some(sandbox) = installed("a crash loop under systemd") else {
+        return;
+    };
+    for (code, result) in [(0, "protocol"), (7, "exit-code")] {
+        sandbox.configure(&format!(
+            "TEST_AGENT_DIE_AFTER=0\nTEST_AGENT_DIE_SAYING=no server reachable\nTEST_AGENT_DIE_WITH={code}"
+        ));
+        sandbox.expect(
+            "rm -f /srv/state/starts.log; systemctl start letta-voice-agent-safe",
+            1,
+        );
+        sandbox.until(
+            "the unit to give up",
+            "test \"$(systemctl is-active letta-voice-agent-safe)\" = failed",
+        );
+        assert_eq!(
+            property(&sandbox, UNIT, "Result"),
+            result,
+            "{}",
+            sandbox.describe()
+        );
+        let starts = sandbox.expect("wc -l </srv/state/starts.log", 0);
+        assert_eq!(starts.trim(), "5", "StartLimitBurst=");
+        nothing_left(&sandbox);
+        let status = sandbox.expect("systemctl status letta-voice-agent-safe", 3);
+        assert!(
+            status.contains(&format!("has ended: exit status {code}")),
+            "{status}"
+        );
+        sandbox.expect("systemctl reset-failed letta-voice-agent-safe", 0);
+    }
+}
+
+#[test]
+fn a_second_one_is_refused_once_and_not_tried_again() {
+    let Some(sandbox) = installed("single instance under systemd") else {
+        return;
+    };
+    // An agent that somebody has started by hand.
+    sandbox.expect(
+        "set -a; . /etc/default/letta-voice-agent; runuser -u voice /srv/agent/start_voice_agent_safe.sh",
+        0,
+    );
+    let agent = one_agent(&sandbox);
+    sandbox.expect("systemctl start letta-voice-agent-safe", 1);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "failed");
+    assert_eq!(property(&sandbox, UNIT, "ExecMainStatus"), "195");
+    assert_eq!(property(&sandbox, UNIT, "NRestarts"), "0");
+    let status = sandbox.expect("systemctl status letta-voice-agent-safe", 3);
+    assert!(
+        status.contains("Already running or locked: an agent is running"),
+        "{status}"
+    );
+    assert_eq!(one_agent(&sandbox), agent);
+    sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+
+    // Two units: under another name, with other files, the same agent.
+    sandbox.expect(
+        "cp systemd/letta-voice-agent-safe.service /etc/systemd/system/letta-other.service; \
+         mkdir -p /etc/systemd/system/letta-other.service.d; \
+         cp /etc/systemd/system/letta-voice-agent-safe.service.d/test.conf /etc/systemd/system/letta-other.service.d; \
+         systemctl daemon-reload; systemctl start letta-voice-agent-safe",
+        0,
+    );
+    let agent = one_agent(&sandbox);
+    sandbox.expect("systemctl start letta-other", 1);
+    assert_eq!(property(&sandbox, "letta-other", "ExecMainStatus"), "195");
+    assert_eq!(property(&sandbox, "letta-other", "NRestarts"), "0");
+    // Both at once.
+    sandbox.expect(
+        "systemctl stop letta-voice-agent-safe; systemctl reset-failed letta-other; \
+         systemctl start letta-voice-agent-safe letta-other",
+        1,
+    );
+    assert_ne!(one_agent(&sandbox), agent);
+    let active = sandbox.expect(
+        "systemctl is-active letta-voice-agent-safe letta-other; :",
+        0,
+    );
+    assert_eq!(active.matches("failed").count(), 1, "{active}");
+    no_overlap(&sandbox);
+}
+
+#[test]
+fn after_a_boot_a_stale_number_is_somebody_elses_and_nobody_is_hurt() {
+    let Some(sandbox) = installed("a boot with a stale PID file") else {
+        return;
+    };
+    // On a disk, where it outlives the boot.
+    sandbox.configure("VOICE_GUARD_PID_FILE=/srv/state/agent.pid");
+    // Takes the very number that stands in the PID file, before the agent's start.
+    sandbox.write(
+        "/srv/state/stranger.sh",
+        "mount -t proc proc /proc\n\
+         number=$(cat /srv/state/agent.pid) || exec sleep 2000\n\
+         until echo $((number - 1)) >/proc/sys/kernel/ns_last_pid; sleep 2000 & [ $! = $number ]; do kill $!; done\n\
+         echo $! >/srv/state/stranger.pid; wait\n",
+    );
+    sandbox.write(
+        "/etc/systemd/system/stranger.service",
+        "[Unit]\nBefore=letta-voice-agent-safe.service\n[Service]\nPrivateMounts=yes\n\
+         ExecStart=sh /srv/state/stranger.sh\n\
+         ExecStartPost=sh -c 'until test -e /srv/state/stranger.pid || ! test -e /srv/state/agent.pid; do sleep 0.01; done'\n\
+         [Install]\nWantedBy=multi-user.target\n",
+    );
+    sandbox.expect(
+        "systemctl daemon-reload; systemctl enable stranger letta-voice-agent-safe",
+        0,
+    );
+    sandbox.expect("systemctl start letta-voice-agent-safe", 0);
+    let before = sandbox.expect("cat /srv/state/agent.pid", 0);
+    // As a machine that loses its power: nobody removes the file.
+    sandbox.expect("cp /srv/state/agent.pid /srv/state/copy; systemctl stop letta-voice-agent-safe; mv /srv/state/copy /srv/state/agent.pid", 0);
+    sandbox.reboot();
+    sandbox.until(
+        "the unit to be up",
+        "systemctl is-active -q letta-voice-agent-safe",
+    );
+    let stranger = sandbox.expect("cat /srv/state/stranger.pid", 0);
+    assert_eq!(stranger, before, "{}", sandbox.describe());
+    let agent = sandbox.expect("cat /srv/state/agent.pid", 0);
+    assert_ne!(agent, before);
+    // Neither the start nor a stop has touched the stranger.
+    sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+    let line = sandbox.expect(&format!("ps -o args= -p {}", stranger.trim()), 0);
+    assert_eq!(line, "sleep 2000\n");
+}
+
+#[test]
+fn hardening_is_what_the_unit_promises() {
+    let Some(sandbox) = installed("the unit's hardening") else {
+        return;
+    };
+    let verified = sandbox.expect("systemd-analyze verify --man=no systemd/*.service", 0);
+    assert_eq!(verified, "");
+    let said = sandbox.expect(
+        &format!("systemd-analyze security --no-pager {UNIT} | tail -1"),
+        0,
+    );
+    let level = said
+        .split(": ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok())
+        .unwrap_or_else(|| panic!("{said}"));
+    assert!(level <= 5.0, "{said}");
+}
