@@ -47,6 +47,12 @@ pub fn slow_rounds(everyday: usize) -> usize {
     wanted_rounds().map_or(everyday, |wanted| (everyday * wanted / 40).max(1))
 }
 
+/// Is this the full proof, which takes its time? (`scripts/test` says so.)
+#[must_use]
+pub fn is_full_proof() -> bool {
+    std::env::var_os("VOICE_GUARD_SWEEP").is_some_and(|extent| extent == "full")
+}
+
 fn wanted_rounds() -> Option<usize> {
     let value = std::env::var("VOICE_GUARD_TEST_ROUNDS").ok()?;
     Some(

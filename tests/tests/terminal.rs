@@ -111,6 +111,7 @@ fn json_and_quiet_on_a_terminal() {
         let seen: serde_json::Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(seen["program"], program.name());
     }
+    world.expect(Program::Start, 0);
     let (code, shown) = shown(&world, &[], Program::Check, &["--quiet"]);
     assert_eq!((code, &*shown), (Some(1), ""));
     world.expect(Program::Stop, 0);
