@@ -1,7 +1,8 @@
 //! Running one program: options, settings, one verb, its report, its exit code.
 
 use std::env;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,7 +12,7 @@ use crate::detach::Relay;
 use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::report::{Format, Report};
-use crate::settings::{Settings, SettingsOptions};
+use crate::settings::{CALLED_AS_VARIABLE, Settings, SettingsOptions};
 use crate::signals::die_of;
 
 /// The options that all programs share. None is ever needed.
@@ -59,10 +60,7 @@ pub fn run_with(
     verb: impl FnOnce(&Settings, &mut Report) -> Result<Outcome, Failure>,
 ) -> ExitCode {
     settle_signals();
-    let called = env::args_os()
-        .next()
-        .filter(|name| !name.is_empty())
-        .map_or_else(|| PathBuf::from(report.program()), PathBuf::from);
+    let called = called_as(report.program());
     let mut relay = None;
     let outcome = Relay::of_this_program()
         .and_then(|of_this_program| {
@@ -87,4 +85,17 @@ pub fn run_with(
         _ => {}
     }
     ExitCode::from(exit_code)
+}
+
+/// The path by which the user called this: the wrapper's, if there was one.
+fn called_as(program: &str) -> PathBuf {
+    let given = |name: Option<OsString>| name.filter(|name| !name.is_empty()).map(PathBuf::from);
+    if let Some(wrapper) = given(env::var_os(CALLED_AS_VARIABLE)) {
+        // Without a folder it is `bash x.sh`, in the current one.
+        return match wrapper.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new(".").join(wrapper),
+            _ => wrapper,
+        };
+    }
+    given(env::args_os().next()).unwrap_or_else(|| PathBuf::from(program))
 }

@@ -21,6 +21,11 @@ use crate::readiness::compile;
 /// What every environment variable of ours begins with.
 pub const PREFIX: &str = "VOICE_GUARD_";
 
+/// Set by a wrapper (see `scripts/migrate`): the path by which *it* was called,
+/// which no plain shell can hand down as the program's own name. No setting:
+/// the agent does not inherit it.
+pub(crate) const CALLED_AS_VARIABLE: &str = "VOICE_GUARD_CALLED_AS";
+
 const DEFAULT_SCRIPT: &str = "letta_voice_agent.py";
 const DEFAULT_MODE: &str = "dev";
 const DEFAULT_READY_PATTERN: &str = "registered worker";

@@ -26,7 +26,7 @@ use crate::process_table::Pid;
 use crate::readiness::LogWatch;
 use crate::report::{Refusal, Report};
 use crate::scene::{Scene, cannot, cannot_end, cannot_remove, odd};
-use crate::settings::{EnvFile, Interpreter, Settings};
+use crate::settings::{CALLED_AS_VARIABLE, EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
@@ -494,6 +494,7 @@ pub(crate) fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString
         environment.extend(assignments);
     }
     environment.remove(OsStr::new(DETACH_VARIABLE));
+    environment.remove(OsStr::new(CALLED_AS_VARIABLE));
     environment.remove(OsStr::new(MARK_VARIABLE));
     environment.remove(OsStr::new(NOTIFY_VARIABLE));
     Ok(environment.into_iter().collect())

@@ -385,3 +385,34 @@ fn an_agent_restarts_itself_through_the_wrapper() {
     world.expect(Program::Stop, 0);
     world.assert_no_overlap();
 }
+
+/// What it says to do next can be typed as it stands.
+#[test]
+fn advice_names_the_scripts_as_they_were_called() {
+    let world = world();
+    world.expect(Program::Start, 0);
+    let agent = world.assert_one_agent();
+    let absolute = world.link(Program::Check).to_str().unwrap().to_owned();
+    for (line, advice) in [
+        ("./check_agent_running.sh", "./stop_voice_agent_safe.sh"),
+        ("bash check_agent_running.sh", "./stop_voice_agent_safe.sh"),
+        ("sh ./check_agent_running.sh", "./stop_voice_agent_safe.sh"),
+        (". ./check_agent_running.sh", "./stop_voice_agent_safe.sh"),
+        (
+            "exec \"$0\"",
+            &absolute.replace("check_agent_running", "stop_voice_agent_safe"),
+        ),
+    ] {
+        let mut command = world.command("bash");
+        command.args(["-c", line, &absolute]);
+        let said = expect_of(&world, command, 1);
+        assert!(
+            said.contains(&format!("with: {advice}\n")),
+            "{line}\n{said}"
+        );
+    }
+    // The agent goes on for weeks, and by other paths.
+    let agent = scenarios::process(agent).unwrap();
+    assert_eq!(agent.variable("VOICE_GUARD_CALLED_AS"), None);
+    world.expect(Program::Stop, 0);
+}
