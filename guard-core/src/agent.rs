@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::member::OwnProgram;
+use crate::own_program::OwnProgram;
 use crate::process_table::{Pid, ProcessTable};
 
 /// The family of the original scripts: `letta_voice_agent.py` and its

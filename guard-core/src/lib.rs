@@ -13,14 +13,16 @@
 //!   signals on and reaps; [`notify`] tells the supervisor.
 //! - The three files that programs know each other by: [`guard`], [`pid_file`],
 //!   [`startup_lock`], on [`tracking_file`].
-//! - The rest of the voice system: [`voice_system`] (the verbs over all parts),
-//!   [`troop`] (the companions on their way up and down, in one loop), [`plan`]
-//!   out of [`config`] (`voice-system.toml`), [`probe`] and [`http`] (is it
-//!   ready?), [`errand`] (a command that is waited for), [`port_owner`],
-//!   [`cleaning`], [`runtime`] (where their PID files are), [`progress`].
+//! - The rest of the voice system: [`voice_system`] (the verbs over all parts, each
+//!   a `system_run` under a `system_guard`), [`survey`] (how it is), [`outline`]
+//!   (what would be done), [`troop`] of [`member`]s (the companions on their way up
+//!   and down, in one loop), [`plan`] out of [`config`] (`voice-system.toml`),
+//!   [`probe`] and [`http`] (is it ready?), [`errand`] (a command that is waited
+//!   for), [`port_owner`], [`cleaning`], [`runtime`] (where their PID files are),
+//!   [`progress`], [`part_facts`].
 //! - What happens: [`birth`] (fork to exec), [`readiness`] and [`log_file`],
 //!   [`terminate`], and waiting: [`vigil`], [`signals`], [`deadline`].
-//! - Who is who: [`sighting`] of the [`agent`]s and companions ([`member`]) in the [`process_table`];
+//! - Who is who: [`sighting`] of the [`agent`]s and companions ([`own_program`]) in the [`process_table`];
 //!   [`process_details`] for people; [`env_file`] for the agent.
 
 pub mod agent;
@@ -45,6 +47,9 @@ pub mod member;
 pub mod monitor;
 pub mod notify;
 pub mod outcome;
+pub mod outline;
+pub mod own_program;
+pub mod part_facts;
 pub mod pid_file;
 pub mod plan;
 pub mod port_owner;
@@ -63,7 +68,10 @@ mod snapshot;
 pub mod start;
 pub mod startup_lock;
 pub mod stop;
+pub mod survey;
 pub mod system;
+mod system_guard;
+mod system_run;
 pub mod terminate;
 pub mod tracking_file;
 pub mod troop;

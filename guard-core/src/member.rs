@@ -1,153 +1,583 @@
-//! What counts as a companion: a process that runs its program in its folder,
-//! whoever started it.
+//! One companion: a little machine that never waits, and is stepped whenever
+//! something has happened. On its way up: `ascent`; on its way down: `descent`; what there is of it: `presence`.
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+mod ascent;
+mod descent;
+mod presence;
 
-use crate::agent::is_python;
-use crate::process_table::{Pid, ProcessTable};
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-/// How to recognise a companion's process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnProgram {
-    /// The file that is executed, all links resolved.
-    program: PathBuf,
-    /// The working folder, all links resolved.
-    folder: PathBuf,
-    /// Every way its arguments may look: one for each of its ports.
-    arguments: Vec<Vec<OsString>>,
-    kind: Kind,
+use rustix::event::PollFlags;
+
+use crate::agent::{Family, Mark};
+use crate::cleaning::Places;
+use crate::config::OnFailure;
+use crate::deadline::Deadline;
+use crate::errand::{Errand, Surroundings};
+use crate::failure::Failure;
+use crate::log_file::AgentLog;
+use crate::own_program::OwnProgram;
+use crate::plan::{CommandLine, Companion, Job, Plan};
+use crate::probe::Probe;
+use crate::process_table::{Identity, Pid};
+use crate::progress::PartState;
+use crate::report::{Format, Report};
+use crate::runtime;
+use crate::settings::Settings;
+use crate::sighting::Strangers;
+use crate::start::LAST_LINES;
+use crate::stop::Clearance;
+use crate::terminate::Farewell;
+
+/// One companion.
+#[derive(Debug)]
+pub struct Member {
+    companion: Companion,
+    /// Its files and its family, as for an agent.
+    settings: Settings,
+    state: State,
+    begun: Instant,
+    took: Option<Duration>,
+    port: Option<u16>,
+    process: Option<Process>,
+    origin: Origin,
+    problem: Option<Problem>,
+    strangers: Strangers,
+    /// What is said of it on the way.
+    notes: Report,
 }
 
+/// May a stop of the system stop it?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// The companion's own executable: that and the folder prove it.
-    Binary,
-    /// An executable that others use as well: the arguments must be the same.
-    Shared,
-    /// An interpreter runs it, and stands first in the command line.
-    Script,
-    /// Any Python, with the same arguments.
-    Python,
+pub enum Ours {
+    /// Yes.
+    Yes,
+    /// Nothing of it runs.
+    Absent,
+    /// It was there before, and nobody here has started it.
+    Found(Pid),
+    /// Somebody else owns it.
+    Never,
 }
 
-impl OwnProgram {
-    /// `alone`: no other companion runs the same program in the same folder.
-    #[must_use]
-    pub fn new(
-        program: &Path,
-        folder: &Path,
-        project_dir: &Path,
-        arguments: Vec<Vec<OsString>>,
-        alone: bool,
-    ) -> Self {
-        let called = program.file_name().unwrap_or_default().as_bytes().to_vec();
-        let program = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
-        let is_inside = program.starts_with(folder) || program.starts_with(project_dir);
-        let kind = if is_python(&called) {
-            Kind::Python
-        } else if is_script(&program) {
-            Kind::Script
-        } else if is_inside && alone {
-            Kind::Binary
-        } else {
-            Kind::Shared
-        };
+/// How a companion came to be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// By this program.
+    Started,
+    /// It was there.
+    Reused,
+}
+
+/// A process that is watched.
+#[derive(Debug)]
+struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Our child, to be reaped.
+    newborn: bool,
+}
+
+/// Why a part failed.
+#[derive(Debug, Clone, Default)]
+pub struct Problem {
+    /// What went wrong.
+    pub why: String,
+    /// The last lines of its output.
+    pub last_lines: Vec<String>,
+    /// What helps.
+    pub help: Option<String>,
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
         Self {
-            program,
-            folder: folder.to_owned(),
-            arguments,
-            kind,
+            why: failure.to_string(),
+            last_lines: Vec::new(),
+            help: failure.remedy().map(str::to_owned),
         }
     }
+}
 
-    /// Nothing is recognised: what runs is known by its mark alone.
-    #[must_use]
-    pub fn nothing() -> Self {
-        Self {
-            program: PathBuf::new(),
-            folder: PathBuf::new(),
-            arguments: Vec::new(),
-            kind: Kind::Shared,
-        }
-    }
+enum State {
+    Waiting,
+    /// Is what is there ready? `Some` deadline: wait for that.
+    Asking(Probe, Option<Deadline>),
+    /// Another manager was asked to start it.
+    Commanding(Errand),
+    Starting {
+        probe: Probe,
+        deadline: Deadline,
+        mark: Mark,
+        log: AgentLog,
+    },
+    Ending {
+        clearance: Clearance,
+        farewell: Option<Farewell>,
+        then: Then,
+    },
+    Ready,
+    Failed,
+    /// Not begun, since something that it needs has failed, or the start was
+    /// given up.
+    Skipped,
+    /// Born, tracked, and not waited for any longer.
+    Left,
+    /// To be stopped once those that need it are.
+    ToStop,
+    Stopped,
+}
 
-    /// Is this process the companion? Another user's that may not be looked at
-    /// is not.
-    ///
-    /// # Errors
-    /// When `/proc` cannot be read.
-    pub fn is_run_by(&self, table: &ProcessTable, pid: Pid, argv: &[&[u8]]) -> io::Result<bool> {
-        let Some((first, rest)) = argv.split_first() else {
-            return Ok(false);
-        };
-        let by_arguments = match self.kind {
-            Kind::Binary => !first.is_empty(),
-            Kind::Shared => self.has_arguments(rest),
-            Kind::Python => is_python(first) && self.has_arguments(rest),
-            // "#!/usr/bin/env -S x" puts at most one argument before the script.
-            Kind::Script => (0..rest.len().min(2))
-                .any(|at| self.is_the_script(rest[at]) && self.has_arguments(&rest[at + 1..])),
-        };
-        if !by_arguments {
-            return Ok(false);
-        }
-        if matches!(self.kind, Kind::Binary | Kind::Shared)
-            && !private_is_none(table.executable(pid))?.is_some_and(|path| self.is_program(&path))
-        {
-            return Ok(false);
-        }
-        Ok(private_is_none(table.working_folder(pid))?.as_deref() == Some(&*self.folder))
-    }
+/// How far it is; the same after a step that has changed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stage(std::mem::Discriminant<State>, bool);
 
-    /// Which of its ports stands in this command line.
-    #[must_use]
-    pub fn variant_of(&self, argv: &[&[u8]]) -> Option<usize> {
-        self.arguments.iter().position(|variant| {
-            argv.len() >= variant.len() && same(&argv[argv.len() - variant.len()..], variant)
+impl fmt::Debug for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Waiting => "Waiting",
+            Self::Asking(..) => "Asking",
+            Self::Commanding(_) => "Commanding",
+            Self::Starting { .. } => "Starting",
+            Self::Ending { .. } => "Ending",
+            Self::Ready => "Ready",
+            Self::Failed => "Failed",
+            Self::Skipped => "Skipped",
+            Self::Left => "Left",
+            Self::ToStop => "ToStop",
+            Self::Stopped => "Stopped",
         })
     }
+}
 
-    fn has_arguments(&self, rest: &[&[u8]]) -> bool {
-        self.arguments.iter().any(|variant| same(rest, variant))
+/// What comes after the end of the old processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Start,
+    Fail,
+    Undo,
+    Stop,
+}
+
+/// What one look at a companion's processes has found.
+#[derive(Debug)]
+enum Found {
+    Nothing,
+    One(Identity),
+    /// Several, or leftovers of a dead one.
+    Mess,
+}
+
+/// What a member needs to know of the others.
+pub(crate) struct Context<'a> {
+    pub(crate) surroundings: &'a Surroundings,
+    pub(crate) places: &'a Places,
+    pub(crate) own_start: u64,
+    pub(crate) restarting: bool,
+}
+
+impl State {
+    fn going_down(then: Then) -> Self {
+        Self::Ending {
+            clearance: Clearance::default(),
+            farewell: None,
+            then,
+        }
     }
 
-    fn is_program(&self, path: &Path) -> bool {
-        // After an upgrade the old executable still runs.
-        let bytes = path.as_os_str().as_bytes();
-        let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
-        self.program == Path::new(OsStr::from_bytes(bytes))
-    }
-
-    fn is_the_script(&self, word: &[u8]) -> bool {
-        let path = self.folder.join(OsStr::from_bytes(word));
-        path.file_name() == self.program.file_name()
-            && fs::canonicalize(&path).is_ok_and(|path| path == self.program)
+    /// What was to be started once the old processes are gone is not.
+    fn not_to_start(self) -> Self {
+        match self {
+            Self::Ending {
+                clearance,
+                farewell,
+                then: Then::Start,
+            } => Self::Ending {
+                clearance,
+                farewell,
+                then: Then::Undo,
+            },
+            other => other,
+        }
     }
 }
 
-fn same(words: &[&[u8]], variant: &[OsString]) -> bool {
-    words.len() == variant.len()
-        && words
-            .iter()
-            .zip(variant)
-            .all(|(word, wanted)| *word == wanted.as_bytes())
-}
-
-fn is_script(program: &Path) -> bool {
-    use std::io::Read as _;
-    let mut start = [0; 2];
-    fs::File::open(program)
-        .and_then(|mut file| file.read_exact(&mut start))
-        .is_ok_and(|()| &start == b"#!")
-}
-
-fn private_is_none<T>(reading: io::Result<Option<T>>) -> io::Result<Option<T>> {
-    match reading {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-        other => other,
+impl Member {
+    /// The companion `index` of the plan.
+    #[must_use]
+    pub fn new(plan: &Plan, index: usize, settings: &Settings) -> Self {
+        let companion = plan.companions[index].clone();
+        let own = match &companion.job {
+            Job::Own(command) => Some(own_program(plan, index, command, settings)),
+            _ => None,
+        };
+        let system = runtime::key_of(&settings.project_dir);
+        let file = |extension: &str| plan.runtime.join(format!("{}.{extension}", companion.name));
+        let settings = Settings {
+            project_dir: companion.folder.clone(),
+            script: companion.name.clone().into(),
+            family: Family::of_companion(&companion.name, &system, own),
+            mode: OsString::new(),
+            pid_file: file("pid"),
+            lock_file: file("lock"),
+            guard_file: runtime::guard_file(&plan.runtime),
+            log_file: companion.log.clone(),
+            verify: companion.deadline,
+            grace: companion.grace,
+            ..settings.clone()
+        };
+        Self {
+            settings,
+            state: State::Waiting,
+            begun: Instant::now(),
+            took: None,
+            port: companion.first_port(),
+            process: None,
+            origin: Origin::Started,
+            problem: None,
+            strangers: Strangers::default(),
+            notes: Report::new("", "", Format::Quiet),
+            companion,
+        }
     }
+
+    /// What the configuration says of it.
+    #[must_use]
+    pub fn companion(&self) -> &Companion {
+        &self.companion
+    }
+
+    /// Its files and family.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Why it failed.
+    #[must_use]
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
+    }
+
+    /// Its process, if it has one of its own.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// The port that it has, or is to have.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// How long it took from its beginning to readiness.
+    #[must_use]
+    pub fn took(&self) -> Option<Duration> {
+        self.took
+    }
+
+    /// What was said of it on the way.
+    #[must_use]
+    pub fn notes(&self) -> &Report {
+        &self.notes
+    }
+
+    /// Was it there before?
+    #[must_use]
+    pub fn is_reused(&self) -> bool {
+        self.origin == Origin::Reused
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn part_state(&self) -> PartState {
+        match self.state {
+            State::Waiting => PartState::Waiting,
+            State::Asking(..) => PartState::Checking,
+            State::Commanding(_) | State::Starting { .. } => PartState::Starting,
+            State::Ending {
+                then: Then::Fail, ..
+            }
+            | State::Failed => PartState::Failed,
+            State::Ending { .. } | State::ToStop => PartState::Stopping,
+            State::Ready => PartState::Ready,
+            State::Skipped => PartState::Skipped,
+            State::Left => PartState::Left,
+            State::Stopped => PartState::Stopped,
+        }
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        let busy = matches!(
+            &self.state,
+            State::Ending {
+                farewell: Some(_),
+                ..
+            }
+        );
+        Stage(std::mem::discriminant(&self.state), busy)
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(
+            self.state,
+            State::Ready | State::Failed | State::Skipped | State::Left | State::Stopped
+        )
+    }
+
+    pub(crate) fn shown(&self, plan: &Plan) -> (PartState, String) {
+        let state = self.part_state();
+        let detail = match state {
+            PartState::Waiting => {
+                let names: Vec<&str> = self
+                    .companion
+                    .needs
+                    .iter()
+                    .map(|&need| plan.name_of(need))
+                    .collect();
+                if names.is_empty() {
+                    String::new()
+                } else {
+                    format!("for {}", names.join(", "))
+                }
+            }
+            PartState::Ready => self.shown_process(),
+            PartState::Failed => self
+                .problem
+                .as_ref()
+                .map_or_else(String::new, |problem| problem.why.clone()),
+            PartState::Starting | PartState::Left => self
+                .pid()
+                .map_or_else(String::new, |pid| format!("PID {pid}")),
+            _ => String::new(),
+        };
+        (state, detail)
+    }
+
+    fn shown_process(&self) -> String {
+        let mut words = Vec::new();
+        match self.took {
+            Some(took) if self.origin == Origin::Started => {
+                words.push(format!("in {:.1} s", took.as_secs_f64()));
+            }
+            _ => words.push("as it was".to_owned()),
+        }
+        if let Some(pid) = self.pid() {
+            words.push(format!("PID {pid}"));
+        }
+        if let Some(port) = self.port {
+            words.push(format!("port {port}"));
+        }
+        words.join(", ")
+    }
+
+    pub(crate) fn events(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let mut events = match &self.state {
+            State::Asking(probe, _) | State::Starting { probe, .. } => probe.events(),
+            State::Commanding(errand) => vec![(errand.event(), PollFlags::IN)],
+            State::Ending {
+                farewell: Some(farewell),
+                ..
+            } => farewell
+                .pidfds()
+                .into_iter()
+                .map(|pidfd| (pidfd, PollFlags::IN))
+                .collect(),
+            _ => Vec::new(),
+        };
+        if matches!(
+            self.state,
+            State::Asking(..) | State::Starting { .. } | State::Ready
+        ) && let Some(process) = &self.process
+        {
+            events.push((process.pidfd.as_fd(), PollFlags::IN));
+        }
+        events
+    }
+
+    pub(crate) fn due_in(&self) -> Option<Duration> {
+        let both =
+            |one: Option<Duration>, other: Duration| Some(one.map_or(other, |one| one.min(other)));
+        match &self.state {
+            State::Asking(probe, None) => probe.due_in(),
+            State::Asking(probe, Some(deadline))
+            | State::Starting {
+                probe, deadline, ..
+            } => both(probe.due_in(), deadline.left()),
+            State::Commanding(errand) => Some(errand.left()),
+            State::Ending {
+                farewell: Some(farewell),
+                ..
+            } => Some(farewell.left()),
+            State::Ending { farewell: None, .. } => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn fail(&mut self, problem: Problem) {
+        self.problem.get_or_insert(problem);
+        self.state = State::Failed;
+    }
+
+    pub(crate) fn advance(&mut self, context: &Context<'_>) -> Result<(), Failure> {
+        match &mut self.state {
+            State::Waiting => self.begin(context),
+            State::Asking(..) => self.ask(context),
+            State::Commanding(errand) => {
+                if let Some(ended) = errand.ended() {
+                    let last_lines = errand.last_lines(LAST_LINES);
+                    self.commanded(ended, last_lines, context)?;
+                }
+                Ok(())
+            }
+            State::Starting { .. } => self.watch_birth(),
+            State::Ending { .. } => self.end_processes(context),
+            State::Ready => {
+                self.watch();
+                Ok(())
+            }
+            State::ToStop => {
+                self.process = None;
+                self.state = State::going_down(Then::Stop);
+                Ok(())
+            }
+            State::Failed | State::Skipped | State::Left | State::Stopped => Ok(()),
+        }
+    }
+
+    // --- what the troop tells it ---
+
+    /// It waits for what it needs.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    /// It is on its way down.
+    pub(crate) fn goes_down(&self) -> bool {
+        matches!(self.state, State::Ending { .. } | State::ToStop)
+    }
+
+    /// It is to go down, and has not begun to.
+    pub(crate) fn is_to_stop(&self) -> bool {
+        matches!(self.state, State::ToStop)
+    }
+
+    /// May those begin that need it?
+    pub(crate) fn lets_others_begin(&self) -> bool {
+        match self.state {
+            State::Ready => true,
+            State::Failed => self.companion.on_failure == OnFailure::Warn,
+            _ => false,
+        }
+    }
+
+    /// It has failed, and is missed.
+    pub(crate) fn is_missed(&self) -> bool {
+        matches!(self.state, State::Failed) && self.companion.on_failure == OnFailure::Stop
+    }
+
+    /// Do not begin. `true` if it would have.
+    pub(crate) fn skip(&mut self) -> bool {
+        let waits = self.is_waiting();
+        if waits {
+            self.state = State::Skipped;
+        }
+        waits
+    }
+
+    /// Go down, once those are down that need it.
+    pub(crate) fn stop(&mut self) {
+        self.state = State::ToStop;
+        self.begun = Instant::now();
+    }
+
+    /// Stopped, it may begin again.
+    pub(crate) fn start_over(&mut self) {
+        if matches!(self.state, State::Stopped) {
+            self.state = State::Waiting;
+        }
+    }
+
+    /// The start is given up: what was begun and is not ready is undone.
+    pub(crate) fn undo(&mut self) {
+        let state = std::mem::replace(&mut self.state, State::Skipped);
+        self.state = match state {
+            State::Commanding(mut errand) => {
+                errand.kill();
+                State::Skipped
+            }
+            State::Waiting | State::Asking(..) => State::Skipped,
+            State::Starting { .. } => State::going_down(Then::Undo),
+            other => other.not_to_start(),
+        };
+    }
+
+    /// The start is over early: what was born goes on, tracked.
+    pub(crate) fn leave(&mut self) {
+        let state = std::mem::replace(&mut self.state, State::Skipped);
+        self.state = match state {
+            State::Starting { .. } => State::Left,
+            State::Asking(..) | State::Commanding(_) if self.process.is_some() => State::Left,
+            State::Asking(..) | State::Commanding(_) | State::Waiting => State::Skipped,
+            other => other.not_to_start(),
+        };
+    }
+
+    /// No more grace for it, if it is being ended.
+    pub(crate) fn hurry(&mut self) {
+        if let State::Ending {
+            farewell: Some(farewell),
+            ..
+        } = &mut self.state
+            && farewell.is_polite()
+        {
+            farewell.kill();
+        }
+    }
+}
+
+fn own_program(
+    plan: &Plan,
+    index: usize,
+    command: &CommandLine,
+    settings: &Settings,
+) -> OwnProgram {
+    let companion = &plan.companions[index];
+    let alone = plan
+        .companions
+        .iter()
+        .enumerate()
+        .all(|(other, candidate)| {
+            other == index
+                || candidate.folder != companion.folder
+                || !matches!(&candidate.job, Job::Own(theirs) if theirs.program == command.program)
+        });
+    let ports: Vec<Option<u16>> = if companion.ports.is_empty() {
+        vec![companion.first_port()]
+    } else {
+        companion.ports.iter().copied().map(Some).collect()
+    };
+    let variants = ports
+        .into_iter()
+        .map(|port| {
+            command
+                .at(port)
+                .words
+                .into_iter()
+                .skip(1)
+                .map(OsString::from)
+                .collect()
+        })
+        .collect();
+    OwnProgram::new(
+        &command.program,
+        &companion.folder,
+        &settings.project_dir,
+        variants,
+        alone,
+    )
 }

@@ -15,6 +15,7 @@ use crate::birth::Ending;
 use crate::failure::Failure;
 use crate::monitor::{self, Observation};
 use crate::outcome::Outcome;
+use crate::part_facts::PartFacts;
 use crate::process_details::{Ages, user_name};
 use crate::process_table::Pid;
 use crate::settings::{Interpreter, Naming, Settings};
@@ -82,37 +83,6 @@ struct Facts {
     help: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<Vec<PartFacts>>,
-}
-
-/// One part of the voice system, in the JSON object.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct PartFacts {
-    /// Its name.
-    pub name: String,
-    /// `companion`, `agent` or `step`.
-    pub kind: &'static str,
-    /// How it stands.
-    pub state: &'static str,
-    /// Its process.
-    pub pid: Option<i32>,
-    /// Its port.
-    pub port: Option<u16>,
-    /// Its address for a browser.
-    pub url: Option<String>,
-    /// Its output.
-    pub log: Option<String>,
-    /// From its beginning to readiness, or to its end.
-    pub seconds: Option<f64>,
-    /// It was there before.
-    pub reused: Option<bool>,
-    /// For how long it has been running.
-    pub age_seconds: Option<u64>,
-    /// What its processes hold in memory together.
-    pub memory_bytes: Option<u64>,
-    /// Why it failed.
-    pub error: Option<String>,
-    /// The last lines of its output, if it failed.
-    pub last_lines: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]

@@ -27,6 +27,12 @@ pub fn folder_of(project_dir: &Path) -> PathBuf {
     base.join(key_of(project_dir))
 }
 
+/// The file whose lock keeps the programs of one system apart.
+#[must_use]
+pub fn guard_file(folder: &Path) -> PathBuf {
+    folder.join(".system.guard")
+}
+
 /// A project's name among others: its folder's name, for people, and a number
 /// of the whole path, since many are called `project`.
 #[must_use]

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use guard_core::cli::run;
 use guard_core::command_line::StartSystem;
-use guard_core::voice_system::{check_config, start_system, status};
+use guard_core::outline::check_config;
+use guard_core::survey::status;
+use guard_core::voice_system::start_system;
 
 fn main() -> ExitCode {
     let arguments = StartSystem::parse();

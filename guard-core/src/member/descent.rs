@@ -1,0 +1,98 @@
+//! A companion on its way down: round by round, until a look finds nothing.
+
+use super::{Context, Member, Problem, State, Then};
+use crate::birth::Newborn;
+use crate::failure::Failure;
+use crate::scene::{Scene, proc_failure};
+use crate::stop::{Clearing, Round, remove_tracking_files, tracked};
+use crate::terminate::Farewell;
+
+impl Member {
+    pub(super) fn end_processes(&mut self, context: &Context<'_>) -> Result<(), Failure> {
+        let scene = Scene::open(&self.settings)?;
+        let State::Ending {
+            clearance,
+            farewell,
+            then,
+        } = &mut self.state
+        else {
+            return Ok(());
+        };
+        let then = *then;
+        if let Some(running) = farewell {
+            if !running.is_over().map_err(|error| proc_failure(&error))? {
+                return Ok(());
+            }
+            if let Some(over) = farewell.take() {
+                clearance.take(&over.finish(), &mut self.notes);
+            }
+        }
+        let tracked = tracked(&scene)?;
+        let round = clearance.round(&scene, tracked, &mut self.strangers, &mut self.notes)?;
+        let clearing = match round {
+            Round::End(relatives, grace) => {
+                *farewell = Some(
+                    Farewell::begin(&scene.table, relatives, grace)
+                        .map_err(|error| proc_failure(&error))?,
+                );
+                return Ok(());
+            }
+            Round::Empty(sighting) => {
+                let settled = clearance.settle(
+                    &scene,
+                    tracked,
+                    &sighting,
+                    &mut self.strangers,
+                    &mut self.notes,
+                )?;
+                match settled {
+                    Some(clearing) => clearing,
+                    None => return Ok(()),
+                }
+            }
+            Round::Endless => Clearing::Incomplete,
+        };
+        if let Some(process) = self.process.take().filter(|process| process.newborn) {
+            // Dead: reaped, so that it does not stay behind as a zombie.
+            Newborn {
+                pid: process.pid,
+                pidfd: process.pidfd,
+            }
+            .kill();
+        }
+        if !matches!(clearing, Clearing::Done(_)) {
+            let why = self
+                .notes
+                .last_note()
+                .unwrap_or("not everything of it could be stopped")
+                .to_owned();
+            self.fail(Problem {
+                why,
+                ..Problem::default()
+            });
+            return Ok(());
+        }
+        match then {
+            Then::Start => {
+                self.state = State::Waiting;
+                self.give_birth(context)
+            }
+            Then::Fail => {
+                remove_tracking_files(&scene, &mut self.notes)?;
+                self.state = State::Failed;
+                Ok(())
+            }
+            Then::Undo => {
+                remove_tracking_files(&scene, &mut self.notes)?;
+                self.state = State::Skipped;
+                Ok(())
+            }
+            Then::Stop => {
+                remove_tracking_files(&scene, &mut self.notes)?;
+                self.took = Some(self.begun.elapsed());
+                self.state = State::Stopped;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What there is of a companion: its processes, who started them, its port.
+
+use super::{Found, Member, Ours, Process};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use crate::agent::Mark;
+use crate::config::OnStart;
+use crate::errand::Surroundings;
+use crate::failure::Failure;
+use crate::log_file::AgentLog;
+use crate::pid_file::Tracking;
+use crate::plan::{Job, Ready};
+use crate::port_owner::{holds, listeners};
+use crate::probe::Probe;
+use crate::process_table::{Identity, Pid, ProcessTable, split_arguments};
+use crate::scene::{Scene, proc_failure};
+use crate::sighting::{KinOf, Strangers};
+
+impl Member {
+    /// Is it ours to stop: configured to be started fresh, or started by these
+    /// programs and not merely found?
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn is_ours(&mut self) -> Result<Ours, Failure> {
+        if !matches!(self.companion.job, Job::Own(_)) {
+            return Ok(Ours::Never);
+        }
+        Ok(match (self.find()?, self.companion.on_start) {
+            (Found::Nothing, _) => Ours::Absent,
+            (_, OnStart::Fresh) | (Found::Mess, OnStart::Reuse) => Ours::Yes,
+            (Found::One(identity), on_start) => {
+                let marked = self.is_born_of_ours(identity.pid)?;
+                match on_start {
+                    _ if marked => Ours::Yes,
+                    OnStart::Manual => Ours::Never,
+                    _ => Ours::Found(identity.pid),
+                }
+            }
+            (Found::Mess, OnStart::Manual) => Ours::Never,
+        })
+    }
+
+    /// Has one of these programs started it?
+    pub(super) fn is_born_of_ours(&self, pid: Pid) -> Result<bool, Failure> {
+        let table = ProcessTable::open().map_err(|error| proc_failure(&error))?;
+        let environment = table.environment(pid).ok().flatten();
+        let mark = environment.and_then(|block| Mark::in_environment(&block));
+        Ok(mark.is_some_and(|mark| mark.is_of(&self.settings.family)))
+    }
+
+    /// What runs of it, for a look that changes nothing.
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn look(&mut self) -> Result<Option<Pid>, Failure> {
+        if !matches!(self.companion.job, Job::Own(_)) {
+            return Ok(None);
+        }
+        let Found::One(identity) = self.find()? else {
+            return Ok(None);
+        };
+        self.watch_found(identity)?;
+        Ok(Some(identity.pid))
+    }
+
+    /// Since when its process runs, and the memory of all that is born of it.
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn age_and_memory(&self, pid: Pid) -> Result<(Option<Duration>, Option<u64>), Failure> {
+        let scene = Scene::open(&self.settings)?;
+        let kin = scene.gather(Some(pid), KinOf::Everyone, &mut Strangers::default())?;
+        let pids: Vec<Pid> = kin
+            .relatives
+            .iter()
+            .map(|relative| relative.identity.pid)
+            .collect();
+        let age = crate::process_details::Ages::of([pid].into_iter()).get(pid);
+        Ok((age, crate::process_details::memory_of(pids.into_iter())))
+    }
+
+    /// A question whether it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn question(&self, surroundings: &Surroundings) -> Result<Probe, Failure> {
+        let log = match self.companion.ready {
+            Ready::Log(_) => AgentLog::open(&self.companion.log).ok(),
+            _ => None,
+        };
+        self.probe(surroundings, self.born_at(), log.as_ref())
+    }
+
+    /// What runs of it now.
+    pub(super) fn find(&mut self) -> Result<Found, Failure> {
+        let scene = Scene::open(&self.settings)?;
+        if let Tracking::Running(identity) = scene.tracking()? {
+            return Ok(Found::One(identity));
+        }
+        // Deep, since whatever bears its mark may be of any program.
+        let kin = scene.gather(None, KinOf::Everyone, &mut self.strangers)?;
+        Ok(match kin.sighting.agents.as_slice() {
+            [] if kin.relatives.is_empty() => Found::Nothing,
+            [one] if kin.sighting.orphans.is_empty() => Found::One(one.identity),
+            _ => Found::Mess,
+        })
+    }
+
+    pub(super) fn watch_found(&mut self, identity: Identity) -> Result<(), Failure> {
+        let pidfd = open_pidfd(identity.pid)
+            .map_err(|error| Failure::new(format!("cannot watch PID {}: {error}", identity.pid)))?;
+        self.port = self.port_of(identity.pid).or(self.companion.first_port());
+        self.process = Some(Process {
+            pid: identity.pid,
+            pidfd,
+            newborn: false,
+        });
+        Ok(())
+    }
+
+    /// Which of its ports a running one has.
+    fn port_of(&self, pid: Pid) -> Option<u16> {
+        let ports = &self.companion.ports;
+        if ports.len() < 2 {
+            return ports.first().copied();
+        }
+        let listening = ports.iter().copied().find(|&port| {
+            listeners(port).is_ok_and(|listeners| {
+                !listeners.is_empty() && holds(pid, &listeners) == Some(true)
+            })
+        });
+        listening.or_else(|| {
+            let table = ProcessTable::open().ok()?;
+            let line = table.command_line(pid).ok()??;
+            let program = self.settings.family.companion()?;
+            ports
+                .get(program.variant_of(&split_arguments(&line))?)
+                .copied()
+        })
+    }
+}
+
+pub(super) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    let raw = rustix::process::Pid::from_raw(pid.get()).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(
+        raw,
+        rustix::process::PidfdFlags::empty(),
+    )?)
+}

@@ -1,0 +1,201 @@
+//! How every part is: asked all at once, nothing changed.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+use crate::failure::Failure;
+use crate::outcome::Outcome;
+use crate::part_facts::{PartFacts, print_table};
+use crate::plan::{AGENT, Demand, Job, Plan, Ready};
+use crate::probe::Probe;
+use crate::progress::{PartState, Progress};
+use crate::report::{Format, Report};
+use crate::scene::Scene;
+use crate::settings::Settings;
+use crate::stop::tracked;
+use crate::system_run::cannot_wait;
+use crate::troop::Troop;
+use crate::vigil::{Meanwhile, Vigil};
+
+/// Says what runs and what does not; changes nothing.
+///
+/// # Errors
+/// When the configuration cannot be used, or something cannot be looked at.
+pub fn status(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    let plan = settings
+        .config
+        .as_ref()
+        .map(|config| Plan::resolve(config, settings, Demand::Stop))
+        .transpose()?;
+    let mut facts = Vec::new();
+    if let Some(plan) = &plan {
+        facts = survey(plan, settings, report)?;
+    } else {
+        report.agent_only();
+    }
+    facts.push(agent_status(settings, report)?);
+    let bad: Vec<String> = facts
+        .iter()
+        .filter(|part| part.state != PartState::Ready.name())
+        .map(|part| {
+            let why = part.error.as_deref().unwrap_or(part.state);
+            format!("{}: {why}", part.name)
+        })
+        .collect();
+    let outcome = if bad.is_empty() {
+        report.system_is(&format!("all is well: {} part(s) ready", facts.len()));
+        Outcome::Well
+    } else {
+        report.system_is_not(&format!("not all is well: {}", bad.join("; ")));
+        Outcome::Unwell
+    };
+    print_table(&facts, report);
+    report.parts(facts);
+    Ok(outcome)
+}
+
+/// How long a part may take to answer whether it is ready.
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
+
+/// All questions at once.
+#[derive(Debug)]
+struct Survey(Vec<(Probe, bool)>);
+
+impl Meanwhile for Survey {
+    fn events(&self) -> Vec<(std::os::fd::BorrowedFd<'_>, rustix::event::PollFlags)> {
+        self.open().flat_map(|(probe, _)| probe.events()).collect()
+    }
+
+    fn due_in(&self) -> Option<Duration> {
+        self.open().filter_map(|(probe, _)| probe.due_in()).min()
+    }
+
+    fn step(&mut self) {
+        for (probe, ready) in &mut self.0 {
+            if !*ready && !probe.is_answered() {
+                *ready = probe.step();
+            }
+        }
+    }
+}
+
+impl Survey {
+    /// Those that have not answered yet.
+    fn open(&self) -> impl Iterator<Item = &(Probe, bool)> {
+        self.0
+            .iter()
+            .filter(|(probe, ready)| !ready && !probe.is_answered())
+    }
+}
+
+fn survey(
+    plan: &Plan,
+    settings: &Settings,
+    report: &mut Report,
+) -> Result<Vec<PartFacts>, Failure> {
+    let progress = Progress::new(Format::Quiet, false, &[]);
+    let mut troop = Troop::new(plan.clone(), settings, progress, false, Demand::Stop)?;
+    let surroundings = troop.surroundings().clone();
+    let mut probes = Vec::new();
+    for member in troop.members_mut() {
+        member.look()?;
+        probes.push((member.question(&surroundings)?, false));
+    }
+    let survey = Rc::new(RefCell::new(Survey(probes)));
+    let mut vigil = Vigil {
+        meanwhile: Some(survey.clone()),
+        ..Vigil::default()
+    };
+    let deadline = Deadline::after(STATUS_LIMIT);
+    survey.borrow_mut().step();
+    while survey.borrow().open().next().is_some() && !deadline.passed() {
+        vigil
+            .wait(&[], deadline.left())
+            .map_err(|error| cannot_wait(&error))?;
+    }
+    let survey = survey.borrow();
+    let mut facts = Vec::new();
+    for (member, (probe, ready)) in troop.members().iter().zip(&survey.0) {
+        report.take_over(member.notes());
+        let mut part = PartFacts::of(member);
+        part.reused = None;
+        let own = matches!(member.companion().job, Job::Own(_));
+        let runs = member.pid().is_some();
+        if let Some(pid) = member.pid() {
+            let (age, memory) = member.age_and_memory(pid)?;
+            part.age_seconds = age.map(|age| age.as_secs());
+            part.memory_bytes = memory;
+        }
+        // A log or an age says nothing once the process is gone.
+        let proves_itself = matches!(
+            member.companion().ready,
+            Ready::Http { .. } | Ready::Command(_)
+        );
+        let ready = *ready && (runs || !own || proves_itself);
+        if ready {
+            part.state = PartState::Ready.name();
+        } else {
+            part.state = if own && !runs {
+                "not running"
+            } else {
+                "not ready"
+            };
+            let why = if own && !runs {
+                "not running".to_owned()
+            } else {
+                format!("not ready: {}", probe.why_not())
+            };
+            part.error = Some(why);
+        }
+        facts.push(part);
+    }
+    Ok(facts)
+}
+
+fn agent_status(settings: &Settings, report: &mut Report) -> Result<PartFacts, Failure> {
+    let scene = Scene::open(settings)?;
+    let tracked = tracked(&scene)?;
+    let sighting = scene.look(tracked)?;
+    report.unseen(&sighting.unseen);
+    let mut part = PartFacts {
+        name: AGENT.to_owned(),
+        kind: "agent",
+        state: "not running",
+        log: Some(settings.log_file.display().to_string()),
+        ..PartFacts::default()
+    };
+    match sighting.agents.as_slice() {
+        [agent] => {
+            let pid = agent.identity.pid;
+            part.pid = Some(pid.get());
+            let ages = crate::process_details::Ages::of([pid].into_iter());
+            part.age_seconds = ages.get(pid).map(|age| age.as_secs());
+            part.memory_bytes = crate::process_details::memory_of([pid].into_iter());
+            if sighting.orphans.is_empty() && sighting.unseen.is_empty() {
+                part.state = PartState::Ready.name();
+            } else {
+                part.state = "unclear";
+                part.error = Some(format!(
+                    "{} orphan worker(s) of another agent answer calls beside it",
+                    sighting.orphans.len()
+                ));
+            }
+        }
+        [] if sighting.orphans.is_empty() => part.error = Some("not running".to_owned()),
+        [] => {
+            part.error = Some(format!(
+                "not running, but {} orphan worker(s) answer calls",
+                sighting.orphans.len()
+            ));
+        }
+        agents => {
+            part.state = "duplicates";
+            part.error = Some(format!("{} agents run at once", agents.len()));
+        }
+    }
+    report.agents(&sighting.agents, tracked);
+    report.orphans(&sighting.orphans);
+    Ok(part)
+}
