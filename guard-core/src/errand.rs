@@ -105,6 +105,7 @@ impl Errand {
                 family: &Family::of_companion("errand", "", None),
                 project_dir: Path::new("/"),
                 tracked: Some(self.newborn.pid),
+                reading: None,
             };
             let kin = lookout.gather(KinOf::Everyone, &mut Strangers::default());
             if let Ok(kin) = kin {

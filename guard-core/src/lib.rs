@@ -58,6 +58,7 @@ pub mod process_details;
 pub mod process_table;
 pub mod progress;
 pub mod readiness;
+pub mod reading;
 pub mod report;
 pub mod runtime;
 pub mod scene;

@@ -24,10 +24,11 @@ use crate::plan::{CommandLine, Companion, Job, Plan};
 use crate::probe::Probe;
 use crate::process_table::{Identity, Pid};
 use crate::progress::PartState;
+use crate::reading::Readings;
 use crate::report::{Format, Report};
 use crate::runtime;
+use crate::scene::proc_failure;
 use crate::settings::Settings;
-use crate::sighting::Strangers;
 use crate::start::LAST_LINES;
 use crate::stop::Clearance;
 use crate::terminate::Farewell;
@@ -45,7 +46,9 @@ pub struct Member {
     process: Option<Process>,
     origin: Origin,
     problem: Option<Problem>,
-    strangers: Strangers,
+    /// When it last changed what there is of it: a look that began before does
+    /// not count.
+    changed: Instant,
     /// What is said of it on the way.
     notes: Report,
 }
@@ -61,6 +64,15 @@ pub enum Ours {
     Found(Pid),
     /// Somebody else owns it.
     Never,
+}
+
+/// Since when a companion runs, and the memory of all that is born of it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct AgeAndMemory {
+    /// For how long its process has been running.
+    pub age: Option<Duration>,
+    /// In bytes, resident.
+    pub memory: Option<u64>,
 }
 
 /// How a companion came to be ready.
@@ -177,6 +189,9 @@ pub(crate) struct Context<'a> {
     pub(crate) places: &'a Places,
     pub(crate) own_start: u64,
     pub(crate) restarting: bool,
+    pub(crate) readings: &'a Readings,
+    /// When this step began.
+    pub(crate) now: Instant,
 }
 
 impl State {
@@ -238,7 +253,7 @@ impl Member {
             process: None,
             origin: Origin::Started,
             problem: None,
-            strangers: Strangers::default(),
+            changed: Instant::now(),
             notes: Report::new("", "", Format::Quiet),
             companion,
         }
@@ -525,6 +540,27 @@ impl Member {
             State::Asking(..) | State::Commanding(_) | State::Waiting => State::Skipped,
             other => other.not_to_start(),
         };
+    }
+
+    /// Takes in that those are dead who were being ended: before any member
+    /// looks, so that one look serves all whose processes end together.
+    pub(crate) fn notice_deaths(&mut self) -> Result<(), Failure> {
+        let State::Ending {
+            clearance,
+            farewell,
+            ..
+        } = &mut self.state
+        else {
+            return Ok(());
+        };
+        if let Some(running) = farewell
+            && running.is_over().map_err(|error| proc_failure(&error))?
+            && let Some(over) = farewell.take()
+        {
+            clearance.take(&over.finish(), &mut self.notes);
+            self.changed = Instant::now();
+        }
+        Ok(())
     }
 
     /// No more grace for it, if it is being ended.

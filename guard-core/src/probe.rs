@@ -23,9 +23,10 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
-/// A command costs more than a connection.
+/// A command costs more than a connection: one that takes longer than this is
+/// not running more than half of the time.
 const FIRST_COMMAND_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_COMMAND_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_COMMAND_PAUSE: Duration = Duration::from_millis(40);
 /// How often a log is looked at (`readiness.rs` says why no watch is used).
 const LOG_GLANCE: Duration = Duration::from_millis(10);
 
@@ -280,7 +281,11 @@ impl Probe {
         };
         let name = command.words.first().map_or("it", String::as_str);
         match ended {
-            Ok(Ending::Exited(0)) => return true,
+            Ok(Ending::Exited(0)) => {
+                // Ended: nothing of it is to be killed when we are dropped.
+                *errand = None;
+                return true;
+            }
             Ok(ending) => self.why_not = format!("{name}: {ending}"),
             Err(limit) => self.why_not = format!("{name} took longer than {limit:?}"),
         }
@@ -288,9 +293,10 @@ impl Probe {
             self.why_not.push_str(": ");
             self.why_not.push_str(line);
         }
+        let took = COMMAND_LIMIT.saturating_sub(running.left());
         *errand = None;
         self.asked = true;
-        self.next = now + self.pause;
+        self.next = now + self.pause.max(took);
         self.pause = (self.pause * 2).min(LONGEST_COMMAND_PAUSE);
         false
     }

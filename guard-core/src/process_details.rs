@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
-use crate::process_table::Pid;
+use crate::process_table::{Pid, ProcessTable};
 
 /// How long some processes have been running.
 #[derive(Debug, Default)]
@@ -60,6 +60,22 @@ impl Ages {
     pub fn since(&self, pid: Pid) -> Option<u64> {
         self.0.get(&pid).map(|age| age.since)
     }
+}
+
+/// For how long a process has been running, to the clock tick (10 ms); `None` once
+/// it is gone.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn age_of(table: &ProcessTable, pid: Pid) -> std::io::Result<Option<Duration>> {
+    let Some(stat) = table.stat(pid)? else {
+        return Ok(None);
+    };
+    let ticks = rustix::param::clock_ticks_per_second();
+    let born = Duration::from_millis(stat.start.saturating_mul(1000) / ticks.max(1));
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = Duration::try_from(now).unwrap_or_default();
+    Ok(Some(now.saturating_sub(born)))
 }
 
 /// The memory that these processes hold together (resident).

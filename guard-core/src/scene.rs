@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
@@ -9,6 +10,7 @@ use crate::failure::Failure;
 use crate::guard::{Guard, GuardError, HeldGuard, Taking};
 use crate::pid_file::{PidFile, Record, Tracking};
 use crate::process_table::{Pid, ProcessTable};
+use crate::reading::Reading;
 use crate::report::{Removal, Report, stale_reason};
 use crate::settings::Settings;
 use crate::sighting::{Agent, Kin, KinOf, Lookout, Sighting, Strangers};
@@ -32,6 +34,8 @@ pub struct Scene<'a> {
     pub pid_file: PidFile,
     /// The startup lock.
     pub startup_lock: StartupLock,
+    /// What was read of all processes already.
+    reading: Option<Rc<Reading>>,
 }
 
 impl<'a> Scene<'a> {
@@ -46,6 +50,18 @@ impl<'a> Scene<'a> {
             guard: Guard::at(&settings.guard_file),
             pid_file: PidFile::at(&settings.pid_file),
             startup_lock: StartupLock::at(&settings.lock_file),
+            reading: None,
+        })
+    }
+
+    /// The same, where all looks are at this reading.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of(settings: &'a Settings, reading: Rc<Reading>) -> Result<Self, Failure> {
+        Ok(Self {
+            reading: Some(reading),
+            ..Self::open(settings)?
         })
     }
 
@@ -161,6 +177,7 @@ impl<'a> Scene<'a> {
             family: &self.settings.family,
             project_dir: &self.settings.project_dir,
             tracked,
+            reading: self.reading.as_deref(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::agent::{AgentCommand, Family, Mark};
 use crate::process_table::{Identity, Pid, ProcessTable};
+use crate::reading::Reading;
 use crate::snapshot::{Depth, Snapshot};
 
 pub use crate::snapshot::Strangers;
@@ -170,6 +171,8 @@ pub struct Lookout<'a> {
     /// whatever its command line says: a wrapper as interpreter runs under its
     /// own name.
     pub tracked: Option<Pid>,
+    /// What was read already, for several families; else it is read now.
+    pub reading: Option<&'a Reading>,
 }
 
 impl Lookout<'_> {

@@ -11,7 +11,10 @@ use crate::agent::{
     AgentCommand, Family, Mark, MultiprocessingRole, base_name, is_python, multiprocessing_role,
     tracker_descriptor,
 };
-use crate::process_table::{Credentials, Identity, Pid, ProcessTable, Stat, split_arguments};
+use crate::process_table::{
+    Credentials, Identity, PassSummary, Pid, ProcessTable, Stat, split_arguments,
+};
+use crate::reading::{Reading, mark_of};
 use crate::sighting::{
     Agent, Kin, KinOf, Kinship, Lookout, OrphanWorker, Relative, Sighting, SpareReason, Spared,
     Unseen, Wrapper,
@@ -129,6 +132,30 @@ impl<'a> Snapshot<'a> {
         depth: Depth,
         strangers: &mut Strangers,
     ) -> io::Result<Self> {
+        let mut snapshot = Self::empty(lookout);
+        let summary = match lookout.reading {
+            Some(reading) => snapshot.enter_all_of(reading)?,
+            None => snapshot.enter(lookout, depth, strangers)?,
+        };
+        snapshot.demote_forks_of_the_dead()?;
+        if let Some(tracked) = lookout.tracked {
+            snapshot.count_as_agent(tracked);
+        }
+        snapshot.find_agents()?;
+        snapshot.find_orphans()?;
+        if summary.hidden || summary.unreadable > 0 {
+            snapshot.sighting.unseen.push(Unseen::HiddenProcesses);
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads the processes that may matter.
+    fn enter(
+        &mut self,
+        lookout: &Lookout<'_>,
+        depth: Depth,
+        strangers: &mut Strangers,
+    ) -> io::Result<PassSummary> {
         let mut lines: Vec<(Pid, Vec<u8>)> = Vec::new();
         let mut seen = Strangers::default();
         let summary = lookout.table.for_each(|pid, block| {
@@ -144,29 +171,36 @@ impl<'a> Snapshot<'a> {
             }
         })?;
         *strangers = seen;
-        let mut snapshot = Self::empty(lookout);
         for (pid, block) in lines {
             let everything = depth == Depth::Everything;
             let wanted = everything || lookout.tracked == Some(pid);
-            match snapshot.read(pid, &block, wanted)? {
+            match self.read(pid, &block, wanted)? {
                 Some(entry) => {
-                    snapshot.entries.insert(pid, entry);
+                    self.entries.insert(pid, entry);
                 }
                 // Gone, or it seemed so: not known to be a stranger.
                 None if everything => strangers.forget(pid),
                 None => {}
             }
         }
-        snapshot.demote_forks_of_the_dead()?;
-        if let Some(tracked) = lookout.tracked {
-            snapshot.count_as_agent(tracked);
+        Ok(summary)
+    }
+
+    /// Takes what was read for all.
+    fn enter_all_of(&mut self, reading: &Reading) -> io::Result<PassSummary> {
+        for process in &reading.processes {
+            let entry = self.judge(
+                process.pid,
+                &process.command_line,
+                process.mark.clone(),
+                true,
+                || Ok(Some(process.stat)),
+            )?;
+            if let Some(entry) = entry {
+                self.entries.insert(process.pid, entry);
+            }
         }
-        snapshot.find_agents()?;
-        snapshot.find_orphans()?;
-        if summary.hidden || summary.unreadable > 0 {
-            snapshot.sighting.unseen.push(Unseen::HiddenProcesses);
-        }
-        Ok(snapshot)
+        Ok(reading.summary)
     }
 
     /// The tracked process is the agent, unless a process under it is: then it
@@ -232,16 +266,25 @@ impl<'a> Snapshot<'a> {
     /// Reads what else matters of a process; `None` if it has ended, or if
     /// nothing does and it is not `wanted` anyway.
     fn read(&self, pid: Pid, block: &[u8], wanted: bool) -> io::Result<Option<Entry>> {
+        match mark_of(self.table, pid)? {
+            Some(mark) => self.judge(pid, block, mark, wanted, || self.table.stat(pid)),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Self::read`], with its mark.
+    fn judge(
+        &self,
+        pid: Pid,
+        block: &[u8],
+        mark: Option<Mark>,
+        wanted: bool,
+        stat: impl FnOnce() -> io::Result<Option<Stat>>,
+    ) -> io::Result<Option<Entry>> {
         let argv = split_arguments(block);
         let role = match self.family.companion() {
             None => multiprocessing_role(&argv),
             Some(_) => None,
-        };
-        let mark = match self.table.environment(pid) {
-            Ok(Some(environment)) => Mark::in_environment(&environment),
-            Ok(None) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
-            Err(error) => return Err(error),
         };
         let command = self
             .family
@@ -250,7 +293,7 @@ impl<'a> Snapshot<'a> {
         if !wanted && command.is_none() && role.is_none() && mark.is_none() {
             return Ok(None);
         }
-        let Some(stat) = self.table.stat(pid)?.filter(|stat| !stat.is_dead()) else {
+        let Some(stat) = stat()?.filter(|stat| !stat.is_dead()) else {
             return Ok(None);
         };
         let argv0 = argv.first().copied().unwrap_or_default();

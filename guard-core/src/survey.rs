@@ -99,8 +99,8 @@ fn survey(
     let mut troop = Troop::new(plan.clone(), settings, progress, false, Demand::Stop)?;
     let surroundings = troop.surroundings().clone();
     let mut probes = Vec::new();
-    for member in troop.members_mut() {
-        member.look()?;
+    let lives = troop.look()?;
+    for member in troop.members() {
         probes.push((member.question(&surroundings)?, false));
     }
     let survey = Rc::new(RefCell::new(Survey(probes)));
@@ -117,17 +117,14 @@ fn survey(
     }
     let survey = survey.borrow();
     let mut facts = Vec::new();
-    for (member, (probe, ready)) in troop.members().iter().zip(&survey.0) {
+    for ((member, life), (probe, ready)) in troop.members().iter().zip(lives).zip(&survey.0) {
         report.take_over(member.notes());
         let mut part = PartFacts::of(member);
         part.reused = None;
         let own = matches!(member.companion().job, Job::Own(_));
         let runs = member.pid().is_some();
-        if let Some(pid) = member.pid() {
-            let (age, memory) = member.age_and_memory(pid)?;
-            part.age_seconds = age.map(|age| age.as_secs());
-            part.memory_bytes = memory;
-        }
+        part.age_seconds = life.age.map(|age| age.as_secs());
+        part.memory_bytes = life.memory;
         // A log or an age says nothing once the process is gone.
         let proves_itself = matches!(
             member.companion().ready,

@@ -320,10 +320,7 @@ impl<'a> SystemRun<'a> {
     // --- down ---
 
     pub(crate) fn stop(&mut self, extent: Extent, report: &mut Report) -> Result<Outcome, Failure> {
-        let mut ours = Vec::new();
-        for member in self.troop.borrow_mut().members_mut() {
-            ours.push(member.is_ours()?);
-        }
+        let ours = self.troop.borrow_mut().ours()?;
         let wanted: Vec<bool> = ours
             .iter()
             .map(|ours| match ours {

@@ -4,7 +4,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
@@ -12,10 +12,11 @@ use crate::agent::MARK_VARIABLE;
 use crate::cleaning::Places;
 use crate::errand::Surroundings;
 use crate::failure::Failure;
-use crate::member::{Context, Member, Problem};
+use crate::member::{AgeAndMemory, Context, Member, Ours, Problem};
 use crate::plan::{Companion, Demand, Job, Need, Plan};
 use crate::process_table::{Pid, ProcessTable};
 use crate::progress::Progress;
+use crate::reading::Readings;
 use crate::scene::{cannot, proc_failure};
 use crate::settings::Settings;
 use crate::start::environment;
@@ -35,6 +36,9 @@ pub struct Troop {
     /// When this program was started, as the kernel counts it.
     own_start: u64,
     restarting: bool,
+    readings: Readings,
+    /// When this step began.
+    now: Instant,
 }
 
 impl Troop {
@@ -79,6 +83,8 @@ impl Troop {
             progress,
             own_start,
             restarting,
+            readings: Readings::default(),
+            now: Instant::now(),
             plan,
         })
     }
@@ -106,9 +112,32 @@ impl Troop {
         &self.members
     }
 
-    /// Its members, for a look at their processes.
-    pub fn members_mut(&mut self) -> &mut [Member] {
-        &mut self.members
+    /// Which of them are ours to stop.
+    ///
+    /// # Errors
+    /// When their processes cannot be looked at.
+    pub fn ours(&mut self) -> Result<Vec<Ours>, Failure> {
+        self.begin_step();
+        self.members
+            .iter()
+            .map(|member| member.is_ours(&self.readings, self.now))
+            .collect()
+    }
+
+    /// Looks what runs of each, and changes nothing: since when, and with how
+    /// much memory.
+    ///
+    /// # Errors
+    /// When their processes cannot be looked at.
+    pub fn look(&mut self) -> Result<Vec<AgeAndMemory>, Failure> {
+        self.begin_step();
+        self.members
+            .iter_mut()
+            .map(|member| match member.look(&self.readings, self.now)? {
+                Some(pid) => member.age_and_memory(pid, &self.readings, self.now),
+                None => Ok(AgeAndMemory::default()),
+            })
+            .collect()
     }
 
     /// The agent is up: what needs it may begin.
@@ -201,6 +230,16 @@ impl Troop {
         }
     }
 
+    /// Whoever looks at the processes in one step shares a look.
+    fn begin_step(&mut self) {
+        for member in &mut self.members {
+            if let Err(failure) = member.notice_deaths() {
+                member.fail(Problem::from(failure));
+            }
+        }
+        self.now = Instant::now();
+    }
+
     fn step_member(&mut self, index: usize) {
         // A step may make the next possible at once.
         for _ in 0..16 {
@@ -225,6 +264,8 @@ impl Troop {
             places: &self.places,
             own_start: self.own_start,
             restarting: self.restarting,
+            readings: &self.readings,
+            now: self.now,
         };
         let member = &mut self.members[index];
         if let Err(failure) = member.advance(&context) {
@@ -275,6 +316,7 @@ impl Troop {
 impl Troop {
     /// Steps those only who are on their way down.
     pub fn step_down(&mut self) {
+        self.begin_step();
         for _ in 0..=self.members.len() {
             let before: Vec<_> = self.members.iter().map(Member::stage).collect();
             for index in 0..self.members.len() {
@@ -305,6 +347,7 @@ impl Meanwhile for Troop {
     }
 
     fn step(&mut self) {
+        self.begin_step();
         // One that is ready may let another begin.
         for _ in 0..=self.members.len() {
             let before: Vec<_> = self.members.iter().map(Member::stage).collect();

@@ -21,9 +21,10 @@ use crate::log_file::{AgentLog, LogError};
 use crate::plan::{Job, Ready, put_in};
 use crate::port_owner::{listeners, name_holders};
 use crate::probe::Probe;
+use crate::process_details::age_of;
 use crate::process_table::ProcessTable;
 use crate::scene::{Scene, cannot, odd, proc_failure};
-use crate::sighting::{Kin, KinOf};
+use crate::sighting::{Kin, KinOf, Strangers};
 use crate::start::{LAST_LINES, clear_pid_file, forget_the_dead, new_mark};
 use crate::terminate::is_dead;
 
@@ -33,7 +34,7 @@ impl Member {
         let fresh = self.companion.on_start == OnStart::Fresh
             && (!context.restarting || self.companion.restart);
         if matches!(self.companion.job, Job::Own(_)) {
-            match self.find()? {
+            match self.find(context.readings, context.now)? {
                 // A fresh one that another of these programs has started since we
                 // were called is fresh enough. (Whoever else did it may have done
                 // so in the same clock tick, just before.)
@@ -102,7 +103,9 @@ impl Member {
         let Some(process) = &self.process else {
             return now;
         };
-        let age = crate::process_details::Ages::of([process.pid].into_iter()).get(process.pid);
+        let age = ProcessTable::open()
+            .and_then(|table| age_of(&table, process.pid))
+            .unwrap_or_default();
         age.and_then(|age| now.checked_sub(age)).unwrap_or(now)
     }
 
@@ -280,6 +283,7 @@ impl Member {
             ))
         })?;
         let mark = mark.born_as(newborn.pid);
+        self.changed = Instant::now();
         self.origin = Origin::Started;
         self.process = Some(Process {
             pid: newborn.pid,
@@ -406,7 +410,8 @@ impl Member {
             return Ok(false);
         };
         let scene = Scene::open(&self.settings)?;
-        let kin: Kin = scene.gather(None, KinOf::Birth(*mark.birth()), &mut self.strangers)?;
+        let kin: Kin =
+            scene.gather(None, KinOf::Birth(*mark.birth()), &mut Strangers::default())?;
         let heir = kin
             .relatives
             .iter()

@@ -1,15 +1,17 @@
 //! A companion on its way down: round by round, until a look finds nothing.
 
+use std::time::Instant;
+
 use super::{Context, Member, Problem, State, Then};
 use crate::birth::Newborn;
 use crate::failure::Failure;
 use crate::scene::{Scene, proc_failure};
+use crate::sighting::Strangers;
 use crate::stop::{Clearing, Round, remove_tracking_files, tracked};
 use crate::terminate::Farewell;
 
 impl Member {
     pub(super) fn end_processes(&mut self, context: &Context<'_>) -> Result<(), Failure> {
-        let scene = Scene::open(&self.settings)?;
         let State::Ending {
             clearance,
             farewell,
@@ -18,17 +20,18 @@ impl Member {
         else {
             return Ok(());
         };
-        let then = *then;
-        if let Some(running) = farewell {
-            if !running.is_over().map_err(|error| proc_failure(&error))? {
-                return Ok(());
-            }
-            if let Some(over) = farewell.take() {
-                clearance.take(&over.finish(), &mut self.notes);
-            }
+        if farewell.is_some() {
+            return Ok(());
         }
+        let then = *then;
+        let reading = context
+            .readings
+            .since(context.now.max(self.changed))
+            .map_err(|error| proc_failure(&error))?;
+        let scene = Scene::of(&self.settings, reading)?;
+        let mut strangers = Strangers::default();
         let tracked = tracked(&scene)?;
-        let round = clearance.round(&scene, tracked, &mut self.strangers, &mut self.notes)?;
+        let round = clearance.round(&scene, tracked, &mut strangers, &mut self.notes)?;
         let clearing = match round {
             Round::End(relatives, grace) => {
                 *farewell = Some(
@@ -42,13 +45,15 @@ impl Member {
                     &scene,
                     tracked,
                     &sighting,
-                    &mut self.strangers,
+                    &mut strangers,
                     &mut self.notes,
                 )?;
-                match settled {
-                    Some(clearing) => clearing,
-                    None => return Ok(()),
-                }
+                let Some(clearing) = settled else {
+                    // Look again.
+                    self.changed = Instant::now();
+                    return Ok(());
+                };
+                clearing
             }
             Round::Endless => Clearing::Incomplete,
         };

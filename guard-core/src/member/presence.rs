@@ -1,9 +1,9 @@
 //! What there is of a companion: its processes, who started them, its port.
 
-use super::{Found, Member, Ours, Process};
+use super::{AgeAndMemory, Found, Member, Ours, Process};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::agent::Mark;
 use crate::config::OnStart;
@@ -14,7 +14,9 @@ use crate::pid_file::Tracking;
 use crate::plan::{Job, Ready};
 use crate::port_owner::{holds, listeners};
 use crate::probe::Probe;
+use crate::process_details::{age_of, memory_of};
 use crate::process_table::{Identity, Pid, ProcessTable, split_arguments};
+use crate::reading::Readings;
 use crate::scene::{Scene, proc_failure};
 use crate::sighting::{KinOf, Strangers};
 
@@ -24,23 +26,25 @@ impl Member {
     ///
     /// # Errors
     /// When its processes cannot be looked at.
-    pub fn is_ours(&mut self) -> Result<Ours, Failure> {
+    pub fn is_ours(&self, readings: &Readings, moment: Instant) -> Result<Ours, Failure> {
         if !matches!(self.companion.job, Job::Own(_)) {
             return Ok(Ours::Never);
         }
-        Ok(match (self.find()?, self.companion.on_start) {
-            (Found::Nothing, _) => Ours::Absent,
-            (_, OnStart::Fresh) | (Found::Mess, OnStart::Reuse) => Ours::Yes,
-            (Found::One(identity), on_start) => {
-                let marked = self.is_born_of_ours(identity.pid)?;
-                match on_start {
-                    _ if marked => Ours::Yes,
-                    OnStart::Manual => Ours::Never,
-                    _ => Ours::Found(identity.pid),
+        Ok(
+            match (self.find(readings, moment)?, self.companion.on_start) {
+                (Found::Nothing, _) => Ours::Absent,
+                (_, OnStart::Fresh) | (Found::Mess, OnStart::Reuse) => Ours::Yes,
+                (Found::One(identity), on_start) => {
+                    let marked = self.is_born_of_ours(identity.pid)?;
+                    match on_start {
+                        _ if marked => Ours::Yes,
+                        OnStart::Manual => Ours::Never,
+                        _ => Ours::Found(identity.pid),
+                    }
                 }
-            }
-            (Found::Mess, OnStart::Manual) => Ours::Never,
-        })
+                (Found::Mess, OnStart::Manual) => Ours::Never,
+            },
+        )
     }
 
     /// Has one of these programs started it?
@@ -55,11 +59,11 @@ impl Member {
     ///
     /// # Errors
     /// When its processes cannot be looked at.
-    pub fn look(&mut self) -> Result<Option<Pid>, Failure> {
+    pub fn look(&mut self, readings: &Readings, moment: Instant) -> Result<Option<Pid>, Failure> {
         if !matches!(self.companion.job, Job::Own(_)) {
             return Ok(None);
         }
-        let Found::One(identity) = self.find()? else {
+        let Found::One(identity) = self.find(readings, moment)? else {
             return Ok(None);
         };
         self.watch_found(identity)?;
@@ -70,16 +74,23 @@ impl Member {
     ///
     /// # Errors
     /// When its processes cannot be looked at.
-    pub fn age_and_memory(&self, pid: Pid) -> Result<(Option<Duration>, Option<u64>), Failure> {
-        let scene = Scene::open(&self.settings)?;
+    pub fn age_and_memory(
+        &self,
+        pid: Pid,
+        readings: &Readings,
+        moment: Instant,
+    ) -> Result<AgeAndMemory, Failure> {
+        let scene = self.scene_since(readings, moment)?;
         let kin = scene.gather(Some(pid), KinOf::Everyone, &mut Strangers::default())?;
         let pids: Vec<Pid> = kin
             .relatives
             .iter()
             .map(|relative| relative.identity.pid)
             .collect();
-        let age = crate::process_details::Ages::of([pid].into_iter()).get(pid);
-        Ok((age, crate::process_details::memory_of(pids.into_iter())))
+        Ok(AgeAndMemory {
+            age: age_of(&scene.table, pid).map_err(|error| proc_failure(&error))?,
+            memory: memory_of(pids.into_iter()),
+        })
     }
 
     /// A question whether it is ready.
@@ -94,19 +105,33 @@ impl Member {
         self.probe(surroundings, self.born_at(), log.as_ref())
     }
 
-    /// What runs of it now.
-    pub(super) fn find(&mut self) -> Result<Found, Failure> {
+    /// What runs of it, by a look that began at `moment` or later.
+    pub(super) fn find(&self, readings: &Readings, moment: Instant) -> Result<Found, Failure> {
         let scene = Scene::open(&self.settings)?;
         if let Tracking::Running(identity) = scene.tracking()? {
             return Ok(Found::One(identity));
         }
         // Deep, since whatever bears its mark may be of any program.
-        let kin = scene.gather(None, KinOf::Everyone, &mut self.strangers)?;
+        let scene = self.scene_since(readings, moment)?;
+        let kin = scene.gather(None, KinOf::Everyone, &mut Strangers::default())?;
         Ok(match kin.sighting.agents.as_slice() {
             [] if kin.relatives.is_empty() => Found::Nothing,
             [one] if kin.sighting.orphans.is_empty() => Found::One(one.identity),
             _ => Found::Mess,
         })
+    }
+
+    /// The processes as they are, or were at `moment` at the earliest, and not
+    /// before it has last changed them.
+    pub(super) fn scene_since(
+        &self,
+        readings: &Readings,
+        moment: Instant,
+    ) -> Result<Scene<'_>, Failure> {
+        let reading = readings
+            .since(moment.max(self.changed))
+            .map_err(|error| proc_failure(&error))?;
+        Scene::of(&self.settings, reading)
     }
 
     pub(super) fn watch_found(&mut self, identity: Identity) -> Result<(), Failure> {
