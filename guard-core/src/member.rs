@@ -238,7 +238,7 @@ impl Member {
             mode: OsString::new(),
             pid_file: file("pid"),
             lock_file: file("lock"),
-            guard_file: runtime::guard_file(&plan.runtime),
+            guard_file: runtime::guard_file(&settings.project_dir),
             log_file: companion.log.clone(),
             verify: companion.deadline,
             grace: companion.grace,

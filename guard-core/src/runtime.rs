@@ -1,5 +1,9 @@
 //! Where the companions' PID files, locks and default logs are: a folder that
-//! only its user can enter.
+//! only its user can enter. And the guard of the system, which is everybody's.
+//!
+//! A login session, cron and `sudo` may each have another such folder. So nothing
+//! depends on it but speed: a companion is known by its mark and its program, in
+//! whichever folder its PID file is, and the guard is the same for all.
 
 use std::env;
 use std::fs;
@@ -10,27 +14,35 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// `$XDG_RUNTIME_DIR/voice-guard` or `/tmp/voice-guard-UID`, and in it a folder
-/// for each project.
+/// `$XDG_RUNTIME_DIR/voice-guard`, which is `/run/user/UID/voice-guard` also where
+/// the variable is not set, as in cron, or `/tmp/voice-guard-UID`; and in it a
+/// folder for each project.
 #[must_use]
 pub fn folder_of(project_dir: &Path) -> PathBuf {
-    let base = env::var_os("XDG_RUNTIME_DIR")
+    let user = rustix::process::geteuid().as_raw();
+    let session = || {
+        let folder = PathBuf::from(format!("/run/user/{user}"));
+        let is_ours = fs::symlink_metadata(&folder)
+            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user);
+        is_ours.then_some(folder)
+    };
+    env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|folder| folder.is_absolute() && folder.is_dir())
+        .or_else(session)
         .map_or_else(
-            || {
-                let user = rustix::process::geteuid().as_raw();
-                PathBuf::from(format!("/tmp/voice-guard-{user}"))
-            },
+            || PathBuf::from(format!("/tmp/voice-guard-{user}")),
             |folder| folder.join("voice-guard"),
-        );
-    base.join(key_of(project_dir))
+        )
+        .join(key_of(project_dir))
 }
 
-/// The file whose lock keeps the programs of one system apart.
+/// The file whose lock keeps the programs of one system apart, whichever user
+/// calls them and whatever runtime folder he has. Like the agent's guard it is
+/// never removed, and is missed by `rm` of what the scripts have left in `/tmp`.
 #[must_use]
-pub fn guard_file(folder: &Path) -> PathBuf {
-    folder.join(".system.guard")
+pub fn guard_file(project_dir: &Path) -> PathBuf {
+    PathBuf::from(format!("/tmp/.voice-system-{}.guard", key_of(project_dir)))
 }
 
 /// A project's name among others: its folder's name, for people, and a number

@@ -11,6 +11,7 @@ use crate::process_table::{Pid, ProcessTable};
 use crate::report::Report;
 use crate::runtime;
 use crate::scene::{odd, proc_failure};
+use crate::settings::Settings;
 use crate::signals::Interruption;
 use crate::startup_lock::program_name;
 use crate::system_run::{Direction, cannot_wait};
@@ -23,11 +24,12 @@ const GUARD_PATIENCE: Duration = Duration::from_mins(1);
 /// The guard of the whole system; a stop ends a start in progress.
 pub(crate) fn take_guard(
     plan: &Plan,
+    settings: &Settings,
     vigil: &mut Vigil,
     direction: Direction,
     report: &mut Report,
 ) -> Result<Result<HeldGuard, Interruption>, Failure> {
-    let path = runtime::guard_file(&plan.runtime);
+    let path = runtime::guard_file(&settings.project_dir);
     let guard = Guard::at(&path);
     let parts: Duration = plan
         .companions

@@ -73,7 +73,7 @@ impl<'a> SystemRun<'a> {
             interruptions: Some(hold_interruptions()?),
             ..Vigil::default()
         };
-        let guard = match take_guard(&plan, &mut vigil, direction, report)? {
+        let guard = match take_guard(&plan, settings, &mut vigil, direction, report)? {
             Ok(guard) => guard,
             Err(interruption) => {
                 report.interrupted(interruption, None);

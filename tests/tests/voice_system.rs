@@ -15,6 +15,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use scenarios::surroundings::{OtherUser, Room};
 use scenarios::{World, is_alive, python, rounds, text, until};
 use serde_json::Value;
 
@@ -1310,6 +1311,119 @@ fn two_systems_on_one_machine_do_not_touch_each_other() {
     assert_eq!(two.assert_one("web"), pid);
     two.world.assert_one_agent();
     two.stop();
+}
+
+#[test]
+fn a_system_is_the_same_one_under_another_runtime_folder() {
+    let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+    let mut system = System::new()
+        .part("kept", ports[0], "", "")
+        .part("fresh", ports[1], "", "on_start = \"fresh\"")
+        // Its line is in the log that the first folder has.
+        .part("log", ports[2], "log", "ready = { log = \"part is up\" }");
+    let names = ["kept", "fresh", "log"];
+    system.start();
+    let before: Vec<u32> = names.iter().map(|name| system.assert_one(name)).collect();
+    // As cron or another login has it.
+    let other = system.world.path("run-of-another-session");
+    std::fs::create_dir(&other).unwrap();
+    system.world.set("XDG_RUNTIME_DIR", other);
+    let object = system.json("start_voice_system.sh", &["--status"], 0);
+    assert_eq!(object["outcome"], "well", "{object}");
+    system.start();
+    let running = |name: &str| {
+        let running = system.running(name);
+        assert_eq!(running.len(), 1, "{name}: {running:?}");
+        running[0]
+    };
+    assert_eq!(running("kept"), before[0]);
+    assert_ne!(running("fresh"), before[1]);
+    assert_eq!(running("log"), before[2]);
+    let said = system.stop();
+    for name in names {
+        assert!(system.running(name).is_empty(), "{name}: {said}");
+    }
+}
+
+#[test]
+fn starts_under_different_runtime_folders_keep_each_other_out() {
+    let (one, two) = (free_port(), free_port());
+    let system =
+        System::new()
+            .part("one", one, "delay=0.1", "")
+            .part("two", two, "", "needs = [\"one\"]");
+    let other = system.world.path("run-of-another-session");
+    std::fs::create_dir(&other).unwrap();
+    let mut barrier = scenarios::Barrier::new(&system.world);
+    for number in 0..6 {
+        let mut command = system.command("start_voice_system.sh", &[]);
+        if number % 2 == 1 {
+            command.env("XDG_RUNTIME_DIR", &other);
+        }
+        barrier.add(&command);
+    }
+    for finished in barrier.release().wait() {
+        assert_eq!(finished.code(), Some(0), "{}", finished.output);
+    }
+    for name in ["one", "two"] {
+        assert_eq!(system.running(name).len(), 1, "{name}");
+        assert_eq!(system.starts(name).len(), 1, "{name}");
+    }
+    system.world.assert_one_agent();
+    system.stop();
+}
+
+#[test]
+fn what_another_user_has_started_is_kept_by_root_and_named_to_others() {
+    Room::new().enter(
+        "what_another_user_has_started_is_kept_by_root_and_named_to_others",
+        || {
+            let Some(user) = OtherUser::nobody("a voice system of another user") else {
+                return;
+            };
+            let port = free_port();
+            let mut system = System::new();
+            let interpreter = user.interpreter().display().to_string();
+            user.moves_into(&mut system.world);
+            let system = system.with(&format!(
+                "[[companion]]\nname = \"one\"\ncommand = [\"{interpreter}\", \"part.py\", \"{port}\"]\n\
+                 ready = {{ port = {port} }}"
+            ));
+            let by_user = |program: &str, code: i32| {
+                let mut command = system.command(program, &["--json"]);
+                user.runs(&mut command);
+                let output = system.world.run_command(command);
+                let said = text(&output);
+                assert_eq!(output.status.code(), Some(code), "{said}");
+                serde_json::from_str::<Value>(&said).unwrap()
+            };
+            let pid = part(&by_user("start_voice_system.sh", 0), "one")["pid"].clone();
+            // Root has a runtime folder of its own.
+            let roots = system.world.path("run-of-root");
+            std::fs::create_dir(&roots).unwrap();
+            let root = |program: &str, arguments: &[&str]| {
+                let mut command = system.command(program, arguments);
+                command.env("XDG_RUNTIME_DIR", &roots);
+                let output = system.world.run_command(command);
+                assert!(output.status.success(), "{}", text(&output));
+                serde_json::from_slice::<Value>(&output.stdout).unwrap()
+            };
+            let object = root("start_voice_system.sh", &["--json"]);
+            assert_eq!(part(&object, "one")["pid"], pid, "{object}");
+            root("stop_voice_system.sh", &["--json"]);
+            assert_eq!(system.world.processes().len(), 0);
+            // And root's is named to the user, who may not touch it.
+            scenarios::surroundings::remove_traces(&system.world);
+            let object = root("start_voice_system.sh", &["--json"]);
+            let pid = part(&object, "one")["pid"].clone();
+            let object = by_user("start_voice_system.sh", 1);
+            let error = part(&object, "one")["error"].as_str().unwrap().to_owned();
+            assert!(error.contains("is taken by a process of user root"), "{error}");
+            let object = root("start_voice_system.sh", &["--json", "--status"]);
+            assert_eq!(part(&object, "one")["pid"], pid, "{object}");
+            root("stop_voice_system.sh", &["--json"]);
+        },
+    );
 }
 
 #[test]

@@ -99,10 +99,21 @@ impl Member {
     /// When it cannot be asked.
     pub fn question(&self, surroundings: &Surroundings) -> Result<Probe, Failure> {
         let log = match self.companion.ready {
-            Ready::Log(_) => AgentLog::open(&self.companion.log).ok(),
+            Ready::Log(_) => self
+                .output_of_process()
+                .or_else(|| AgentLog::open(&self.companion.log).ok()),
             _ => None,
         };
         self.probe(surroundings, self.born_at(), log.as_ref())
+    }
+
+    /// Where its process writes: the log of another runtime folder, or of an older
+    /// configuration.
+    fn output_of_process(&self) -> Option<AgentLog> {
+        let pid = self.pid()?;
+        let output = std::fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
+        let log = output.is_absolute() && output.is_file();
+        log.then(|| AgentLog::open(&output).ok())?
     }
 
     /// What runs of it, by a look that began at `moment` or later.
