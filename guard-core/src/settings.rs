@@ -98,7 +98,7 @@ pub struct SettingsOptions {
     #[arg(long, value_name = "MEGABYTES")]
     pub keep_log_mb: Option<OsString>,
     /// Description of the voice system [default: voice-system.toml in the
-    /// project folder, `$XDG_CONFIG_HOME/voice-guard` or /etc/voice-guard]
+    /// project folder, $XDG_CONFIG_HOME/voice-guard or /etc/voice-guard]
     /// [env: VOICE_GUARD_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
