@@ -170,7 +170,9 @@ impl<'a> Stale<'a> {
     ) -> Result<(), Failure> {
         if let Some(record) = self.pid_file {
             let path = scene.pid_file.path();
-            may_replace("PID file", path, record.owner)?;
+            if removal != Removal::DryRun {
+                may_replace("PID file", path, record.owner)?;
+            }
             if removal == Removal::Done {
                 if let Tracking::Unproven(now) = scene.tracking()?
                     && now.id == record.id
@@ -185,7 +187,11 @@ impl<'a> Stale<'a> {
         let path = scene.startup_lock.path();
         match self.lock {
             LockVerdict::Stale { reason, owner, .. } => {
-                let may_remove = may_replace("startup lock", path, *owner);
+                // Who only looks may have less rights than who starts.
+                let may_remove = match removal {
+                    Removal::DryRun => Ok(()),
+                    _ => may_replace("startup lock", path, *owner),
+                };
                 if let Err(failure) = may_remove {
                     // A start goes on without: it keeps original scripts away,
                     // and a stale one does so as little as none.

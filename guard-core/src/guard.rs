@@ -89,6 +89,19 @@ impl Guard {
         self.take(Sharing::Shared)
     }
 
+    /// Does nobody start or stop? Where there is no guard, nobody ever did, and
+    /// none is made: who only looks may have nowhere to write.
+    ///
+    /// # Errors
+    /// When the file is no plain file or cannot be opened.
+    pub fn is_free(&self) -> Result<bool, GuardError> {
+        Ok(match tracking_file::open(&self.path)? {
+            Opening::Absent => true,
+            Opening::Odd(oddity) => return Err(GuardError::Odd(oddity)),
+            Opening::Plain(_) => matches!(self.try_shared()?, Taking::Held(_)),
+        })
+    }
+
     fn take(&self, sharing: Sharing) -> Result<Taking, GuardError> {
         loop {
             let file = self.open()?;

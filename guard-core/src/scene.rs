@@ -79,22 +79,27 @@ impl<'a> Scene<'a> {
     /// # Errors
     /// When its file cannot be used.
     pub fn guard_is_free(&self) -> Result<bool, Failure> {
-        Ok(self.taken(self.guard.try_shared())?.is_some())
+        self.guard.is_free().map_err(|error| self.no_guard(error))
     }
 
     fn taken(&self, taking: Result<Taking, GuardError>) -> Result<Option<HeldGuard>, Failure> {
-        let path = self.guard.path().display();
         match taking {
             Ok(Taking::Held(held)) => Ok(Some(held)),
             Ok(Taking::Busy) => Ok(None),
-            Err(GuardError::Odd(oddity)) => Err(odd("guard", self.guard.path(), oddity)),
-            Err(GuardError::Io(error)) => Err(Failure::new(format!(
-                "cannot use the guard {path}: {error}"
-            ))
-            .help(
-                "make its folder writable and give it free space; if the file is there, make \
-                     it readable for you",
-            )),
+            Err(error) => Err(self.no_guard(error)),
+        }
+    }
+
+    fn no_guard(&self, error: GuardError) -> Failure {
+        let path = self.guard.path();
+        match error {
+            GuardError::Odd(oddity) => odd("guard", path, oddity),
+            GuardError::Io(error) => {
+                Failure::new(format!("cannot use the guard {}: {error}", path.display())).help(
+                    "make its folder writable and give it free space; if the file is there, \
+                     make it readable for you",
+                )
+            }
         }
     }
 
