@@ -74,6 +74,9 @@ const START: Page = Page {
          ready, has died, or when the verification window is over. At most one agent of a family \
          runs on a machine, however many starts there are at once; workers that a dead agent of \
          these programs left behind are ended first.",
+        "With --foreground it stays with the agent, as systemd and other supervisors need it: the \
+         agent's log is copied to standard output, TERM, INT and HUP stop the agent with all that \
+         was born of it, and the agent's end is the program's end.",
     ],
     exit_status: &[
         ("0", "the agent was started and lives"),
@@ -83,9 +86,17 @@ const START: Page = Page {
              started",
         ),
         USAGE,
+        (
+            "195",
+            "with --foreground: refused, since another agent runs; trying again would not help",
+        ),
+        (
+            "any",
+            "with --foreground: the agent's own; it dies by the signal that the agent died by",
+        ),
         SIGNALLED,
     ],
-    environment: PYTHON,
+    environment: START_ENVIRONMENT,
     examples: &[
         (
             "In the project folder, without any setting:",
@@ -94,6 +105,10 @@ const START: Page = Page {
         (
             "From anywhere, an agent that takes its time:",
             "start-voice-agent-safe --project-dir ~/my-agent --verify-seconds 20",
+        ),
+        (
+            "As the main process of a container or a unit:",
+            "start-voice-agent-safe --foreground",
         ),
     ],
 };
@@ -179,7 +194,11 @@ const STOP_SYSTEM: Page = Page {
     ],
 };
 
-const PYTHON: &[(&str, &str)] = &[
+const START_ENVIRONMENT: &[(&str, &str)] = &[
+    (
+        "NOTIFY_SOCKET",
+        "set by systemd: with --foreground, it is told when the agent is ready",
+    ),
     (
         "VIRTUAL_ENV, CONDA_PREFIX, PATH",
         "where the Python interpreter is looked for, if the project has none of its own",

@@ -17,6 +17,7 @@
 )]
 
 mod barrier;
+pub mod document;
 mod old_style;
 mod processes;
 mod program;
