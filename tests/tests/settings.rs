@@ -859,6 +859,7 @@ fn help_shows_the_same_settings_for_all_programs() {
                     "--dry-run",
                     "--nagios",
                     "--metrics",
+                    "--foreground",
                     "--check-config",
                     "--status",
                     "--all",
