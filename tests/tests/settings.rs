@@ -853,7 +853,7 @@ fn help_shows_the_same_settings_for_all_programs() {
         let mut flags: Vec<_> = said
             .split_whitespace()
             .filter(|word| word.starts_with("--"))
-            .map(|word| word.trim_matches([',', ']', '.']).to_owned())
+            .map(|word| word.trim_matches([',', ']', '.', ':']).to_owned())
             .filter(|word| {
                 let own = [
                     "--dry-run",
