@@ -112,6 +112,14 @@ fn failure(error: &io::Error) -> Failure {
     .help("run it from a terminal instead")
 }
 
+/// Is this program born of an agent, or was it until it left it?
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn is_born_of_agent(family: &Family) -> Result<bool, Failure> {
+    Ok(stage()?.is_some() || is_inside(family).map_err(|error| failure(&error))?)
+}
+
 fn is_inside(family: &Family) -> io::Result<bool> {
     if env::var_os(MARK_VARIABLE).is_some() {
         return Ok(true);

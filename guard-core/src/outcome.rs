@@ -52,6 +52,8 @@ pub enum Outcome {
     Unwell,
     /// system: the configuration can be used.
     Valid,
+    /// systemd was asked, and will do it.
+    Asked,
     /// Something went wrong.
     Failed,
 }
@@ -69,6 +71,7 @@ impl Outcome {
             | Self::Replaced
             | Self::Restarted
             | Self::Well
+            | Self::Asked
             | Self::Valid => 0,
             Self::Interrupted(interruption) => 128 + interruption.number(),
             Self::RefusedInForeground => REFUSED_IN_FOREGROUND,
@@ -100,6 +103,7 @@ impl Outcome {
             Self::Well => "well",
             Self::Unwell => "unwell",
             Self::Valid => "valid",
+            Self::Asked => "asked",
             Self::Failed => "failed",
         }
     }

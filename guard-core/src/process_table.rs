@@ -271,6 +271,17 @@ impl ProcessTable {
             .then_some(block))
     }
 
+    /// `/proc/N/cgroup`: the control groups that the process lives in.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn control_groups(&self, pid: Pid) -> io::Result<Option<Vec<u8>>> {
+        let mut groups = Vec::with_capacity(1024);
+        Ok(self
+            .read_if_there(pid, "cgroup", &mut groups)?
+            .then_some(groups))
+    }
+
     /// The working folder; `None` once the process is gone.
     ///
     /// # Errors

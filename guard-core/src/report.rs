@@ -22,6 +22,7 @@ use crate::settings::{Interpreter, Naming, Settings};
 use crate::sighting::{Agent, Kinship, OrphanWorker, Relative, SpareReason, Spared, Unseen};
 use crate::signals::Interruption;
 use crate::startup_lock::{StaleReason, Starter};
+use crate::supervision::Unit;
 use crate::terminate::{SurvivalReason, Survivor};
 
 /// How to say it.
@@ -97,6 +98,7 @@ struct AgentFacts {
     wrapper: Option<WrapperFacts>,
     tracked: bool,
     container: bool,
+    unit: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -659,6 +661,24 @@ impl Report {
         );
     }
 
+    // --- systemd ---
+
+    /// systemd has stopped a unit.
+    pub fn unit_stopped(&mut self, unit: &Unit) {
+        self.say(Tone::Plain, &format!("  systemd has stopped {}", unit.name));
+    }
+
+    /// systemd was asked, by a program that will not see it done.
+    pub fn asked(&mut self, verb: &str, unit: &Unit) {
+        self.headline(
+            Tone::Good,
+            format!(
+                "OK: systemd runs this agent, as {}, and will {verb} it now",
+                unit.name
+            ),
+        );
+    }
+
     // --- system, restart ---
 
     /// Orphan workers are cleared before a start or beside a kept agent.
@@ -945,6 +965,7 @@ fn facts_of(agents: &[Agent], tracked: Option<Pid>) -> Vec<AgentFacts> {
                 tracked == pid || wrapper.is_some_and(|wrapper| wrapper.pid == tracked)
             }),
             container: agent.contained,
+            unit: agent.unit.as_ref().map(|unit| unit.name.clone()),
         }
     };
     agents.iter().map(facts).collect()
@@ -964,6 +985,9 @@ fn describe(agent: &AgentFacts) -> String {
     }
     if agent.container {
         line.push_str(", in a container");
+    }
+    if let Some(unit) = &agent.unit {
+        let _ = write!(line, ", run by systemd as {unit}");
     }
     if !agent.tracked {
         line.push_str(", not in the PID file");

@@ -12,6 +12,7 @@ use crate::agent::{AgentCommand, Family, Mark};
 use crate::process_table::{Identity, Pid, ProcessTable};
 use crate::reading::Reading;
 use crate::snapshot::{Depth, Snapshot};
+use crate::supervision::Unit;
 
 pub use crate::snapshot::Strangers;
 
@@ -30,6 +31,8 @@ pub struct Agent {
     pub mark: Option<Mark>,
     /// The wrapper (`uv run`, `sudo`, `timeout`, …) that started it.
     pub wrapper: Option<Wrapper>,
+    /// The systemd unit that runs it, by what can be seen.
+    pub unit: Option<Unit>,
 }
 
 /// A program that runs the agent as its child and is none itself.

@@ -19,6 +19,7 @@ use crate::sighting::{
     Agent, Kin, KinOf, Kinship, Lookout, OrphanWorker, Relative, Sighting, SpareReason, Spared,
     Unseen, Wrapper,
 };
+use crate::supervision::Unit;
 
 /// The library that tells a worker of `livekit-agents` from another program's.
 const WORKER_LIBRARY: &[u8] = b"liblivekit_ffi";
@@ -378,6 +379,11 @@ impl<'a> Snapshot<'a> {
                 continue;
             };
             let wrapper = self.wrapper(identity.pid)?;
+            let unit = if credentials.contained {
+                None
+            } else {
+                Unit::of(self.table, identity.pid)?
+            };
             self.sighting.agents.push(Agent {
                 identity,
                 command,
@@ -385,6 +391,7 @@ impl<'a> Snapshot<'a> {
                 contained: credentials.contained,
                 mark,
                 wrapper,
+                unit,
             });
         }
         Ok(())

@@ -326,7 +326,7 @@ pub fn program_name(table: &ProcessTable, pid: Pid) -> io::Result<Option<&'stati
     Ok(by_name(&called))
 }
 
-fn private_is_none<T>(reading: io::Result<Option<T>>) -> io::Result<Option<T>> {
+pub(crate) fn private_is_none<T>(reading: io::Result<Option<T>>) -> io::Result<Option<T>> {
     match reading {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         other => other,

@@ -7,6 +7,7 @@ use crate::deadline::Deadline;
 use crate::detach::{Place, leave_agent};
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
+use crate::hand_over::{self, Verb};
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::{Identity, Pid};
@@ -50,13 +51,16 @@ pub(crate) enum Clearing {
 /// # Errors
 /// When the guard cannot be had, or something cannot be looked at.
 pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    if let Some(outcome) = hand_over::from_inside(settings, Verb::Stop, report)? {
+        return Ok(outcome);
+    }
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Stopped, Outcome::NotStopped));
     }
     let scene = Scene::open(settings)?;
     // A stop may be interrupted at any point: the next one goes on from there.
     let mut vigil = Vigil::default();
-    let mut ended_before = 0;
+    let mut ended_before = hand_over::stop(&scene, &hand_over::units(&scene)?, report)?;
     let patience = settings.grace + GUARD_PATIENCE;
     let guard = take_guard(&scene, patience, |kin| {
         ended_before += kin.relatives.len();

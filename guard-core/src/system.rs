@@ -8,6 +8,7 @@ use crate::deadline::Deadline;
 use crate::detach::{Place, leave_agent};
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
+use crate::hand_over::{self, Verb};
 use crate::outcome::Outcome;
 use crate::process_table::Pid;
 use crate::report::{Refusal, Report};
@@ -19,6 +20,7 @@ use crate::start::{
 };
 use crate::startup_lock::{LockVerdict, STALE_AFTER, Starter};
 use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
+use crate::supervision::{Unit, Waiting};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
 
@@ -47,11 +49,30 @@ pub(crate) fn start_agent(
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
+    {
+        let scene = Scene::open(settings)?;
+        let units = hand_over::units(&scene)?;
+        if !units.is_empty() {
+            let tracked = tracked(&scene)?;
+            let agents = scene.look(tracked)?.agents;
+            if agents.len() > 1 {
+                report.replacing(&agents, &scene.mode());
+                report.agents(&agents, tracked);
+                let no_more = |_: &mut Vigil, _: &mut Report| Ok(None);
+                let outcome = restart_units(&scene, &units, vigil, report, no_more)?;
+                return Ok(match outcome {
+                    Outcome::Restarted => Outcome::Replaced,
+                    other => other,
+                });
+            }
+        }
+    }
     with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         let tracked = tracked(scene)?;
         let sighting = scene.look(tracked)?;
         match sighting.agents.as_slice() {
-            [agent] if agent.command.mode == settings.mode => {
+            // One that systemd runs has the mode that its unit says.
+            [agent] if agent.command.mode == settings.mode || agent.unit.is_some() => {
                 report.unseen(&sighting.unseen);
                 keep(scene, agent, tracked, vigil, report)
             }
@@ -87,6 +108,9 @@ pub(crate) fn start_agent(
 /// # Errors
 /// When something that a start needs is missing or cannot be used.
 pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    if let Some(outcome) = hand_over::from_inside(settings, Verb::Restart, report)? {
+        return Ok(outcome);
+    }
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Restarted, Outcome::Failed));
     }
@@ -105,6 +129,23 @@ pub(crate) fn restart_agent(
     report: &mut Report,
     meanwhile: impl FnOnce(&mut Vigil, &mut Report) -> Result<Option<Outcome>, Failure>,
 ) -> Result<Outcome, Failure> {
+    {
+        let scene = Scene::open(settings)?;
+        let units = hand_over::units(&scene)?;
+        if !units.is_empty() {
+            let sighting = scene.look(tracked(&scene)?)?;
+            report.restarting(sighting.agents.len(), sighting.orphans.len());
+            let alone = sighting.agents.len() == 1 && sighting.orphans.is_empty();
+            if let [unit] = units.as_slice()
+                && alone
+                && settings.config.is_none()
+            {
+                hand_over::restart(&scene, unit, Waiting::Yes)?;
+                return Ok(restarted(hand_over::verified(&scene, report)?));
+            }
+            return restart_units(&scene, &units, vigil, report, meanwhile);
+        }
+    }
     with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         // A restart that could not start would be a stop.
         let mut preparation = prepare(settings)?;
@@ -154,6 +195,42 @@ pub(crate) fn restart_agent(
             }
         }
     })
+}
+
+/// Lets systemd stop the units, ends whatever else is there, and lets systemd
+/// start one again: its starter takes the guard.
+fn restart_units(
+    scene: &Scene<'_>,
+    units: &[Unit],
+    vigil: &mut Vigil,
+    report: &mut Report,
+    meanwhile: impl FnOnce(&mut Vigil, &mut Report) -> Result<Option<Outcome>, Failure>,
+) -> Result<Outcome, Failure> {
+    let Some(unit) = units.first() else {
+        return Ok(Outcome::Failed);
+    };
+    hand_over::stop(scene, units, report)?;
+    let cleared = with_guard(
+        scene.settings,
+        vigil,
+        report,
+        |scene, guard, vigil, report| {
+            let mut strangers = Strangers::default();
+            if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
+                return Ok(outcome);
+            }
+            Ok(meanwhile(vigil, report)?.unwrap_or(Outcome::Stopped))
+        },
+    )?;
+    if cleared != Outcome::Stopped {
+        return Ok(cleared);
+    }
+    hand_over::start(unit)?;
+    Ok(restarted(hand_over::verified(scene, report)?))
+}
+
+fn restarted(agent: Option<Pid>) -> Outcome {
+    agent.map_or(Outcome::Failed, |_| Outcome::Restarted)
 }
 
 /// What cannot be seen may be an agent: nothing is started beside it.

@@ -3,6 +3,7 @@
 
 use crate::detach::{Place, leave_agent};
 use crate::failure::Failure;
+use crate::hand_over::{self, Verb};
 use crate::outcome::Outcome;
 use crate::plan::{Demand, Plan};
 use crate::report::Report;
@@ -42,6 +43,9 @@ pub fn restart_system(settings: &Settings, report: &mut Report) -> Result<Outcom
     let Some(config) = settings.config.clone() else {
         return system::restart_system(settings, report);
     };
+    if let Some(outcome) = hand_over::from_inside(settings, Verb::Restart, report)? {
+        return Ok(outcome);
+    }
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Restarted, Outcome::Failed));
     }
@@ -77,6 +81,9 @@ pub fn stop_system(
     let Some(config) = settings.config.clone() else {
         return stop(settings, report);
     };
+    if let Some(outcome) = hand_over::from_inside(settings, Verb::Stop, report)? {
+        return Ok(outcome);
+    }
     if let Place::Relayed(exit_code) = leave_agent(&settings.family)? {
         return Ok(relayed(exit_code, Outcome::Stopped, Outcome::NotStopped));
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -29,13 +30,16 @@ impl Sandbox {
     /// Boots one. `None`, and said so, where that is not possible.
     #[must_use]
     pub fn up(what: &str) -> Option<Self> {
-        let can = Command::new(script())
-            .arg("can")
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("run scripts/systemd-sandbox");
-        if !can.status.success() {
-            left_out(what, text(&can).trim());
+        static HINDRANCE: OnceLock<Option<String>> = OnceLock::new();
+        let hindrance = HINDRANCE.get_or_init(|| {
+            let can = Command::new(script())
+                .arg("can")
+                .output()
+                .expect("run scripts/systemd-sandbox");
+            (!can.status.success()).then(|| text(&can).trim().to_owned())
+        });
+        if let Some(hindrance) = hindrance {
+            left_out(what, hindrance);
             return None;
         }
         if !Path::new(PYTHON).is_file() {

@@ -340,3 +340,183 @@ fn hardening_is_what_the_unit_promises() {
         .unwrap_or_else(|| panic!("{said}"));
     assert!(level <= 5.0, "{said}");
 }
+
+// ---- The commands by hand, while the unit runs.
+
+/// The settings of the unit, for a command by hand.
+const SETTINGS: &str = "set -a; . /etc/default/letta-voice-agent; set +a; ";
+
+#[test]
+fn commands_by_hand_see_that_systemd_runs_the_agent_and_ask_it() {
+    let Some(sandbox) = installed("commands by hand beside the unit") else {
+        return;
+    };
+    let agent = started(&sandbox);
+    let named = "run by systemd as letta-voice-agent-safe.service";
+    for user in ["root", "voice"] {
+        let said = sandbox.expect(
+            &format!("runuser -u {user} /srv/agent/start_voice_agent_safe.sh"),
+            1,
+        );
+        assert!(said.contains("ERROR: Already running or locked"), "{said}");
+        assert!(said.contains(named), "{said}");
+        let said = sandbox.expect(
+            &format!("runuser -u {user} /srv/agent/check_agent_running.sh"),
+            1,
+        );
+        assert!(said.contains(named), "{said}");
+        // It is kept, whatever its mode.
+        let said = sandbox.expect(
+            &format!(
+                "VOICE_GUARD_AGENT_MODE=start runuser -u {user} /srv/agent/start_voice_system.sh"
+            ),
+            0,
+        );
+        assert!(said.contains("kept"), "{said}");
+    }
+    let json = sandbox.expect("/srv/agent/check_agent_running.sh --json", 1);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["agents"][0]["unit"], "letta-voice-agent-safe.service");
+    assert_eq!(one_agent(&sandbox), agent);
+
+    // Who may not ask systemd is told what to type, and nothing is killed.
+    for script in ["stop_voice_agent_safe.sh", "stop_voice_system.sh"] {
+        let said = sandbox.expect(&format!("runuser -u voice /srv/agent/{script}"), 1);
+        assert!(
+            said.contains("systemd runs the agent, as letta-voice-agent-safe.service"),
+            "{said}"
+        );
+        assert!(
+            said.contains("sudo systemctl stop letta-voice-agent-safe.service"),
+            "{said}"
+        );
+    }
+    assert_eq!(one_agent(&sandbox), agent);
+
+    // A restart needs no permission: the unit is always restarted.
+    let said = sandbox.expect("runuser -u voice /srv/agent/restart_voice_system.sh", 0);
+    let second = one_agent(&sandbox);
+    assert_ne!(second, agent, "{said}");
+    sandbox.until(
+        "the unit to be up",
+        "systemctl is-active -q letta-voice-agent-safe",
+    );
+    // root asks.
+    let restarts = property(&sandbox, UNIT, "NRestarts");
+    let said = sandbox.expect("/srv/agent/restart_voice_system.sh", 0);
+    assert!(
+        said.contains("OK: restarted: exactly one agent is running"),
+        "{said}"
+    );
+    let third = one_agent(&sandbox);
+    assert_ne!(third, second);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
+    assert_eq!(restarts, "1");
+    assert_eq!(property(&sandbox, UNIT, "NRestarts"), "0");
+
+    // Without its PID file it is found all the same.
+    sandbox.expect(
+        "rm -f /tmp/letta_voice_agent.pid /tmp/letta_voice_agent.lock",
+        0,
+    );
+    let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    assert!(
+        said.contains("systemd has stopped letta-voice-agent-safe.service"),
+        "{said}"
+    );
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+    assert_eq!(property(&sandbox, UNIT, "NRestarts"), "0");
+    sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    no_overlap(&sandbox);
+}
+
+#[test]
+fn duplicates_beside_the_unit_go_and_the_unit_stays() {
+    let Some(sandbox) = installed("duplicates beside the unit") else {
+        return;
+    };
+    let by_hand = format!(
+        "{SETTINGS} cd /srv/agent; setsid runuser -u voice /usr/bin/python3 letta_voice_agent.py dev \
+         >/dev/null 2>&1 & "
+    );
+    for script in ["start_voice_system.sh", "restart_voice_system.sh"] {
+        sandbox.expect("systemctl start letta-voice-agent-safe", 0);
+        let agent = one_agent(&sandbox);
+        sandbox.expect(&by_hand, 0);
+        sandbox.until(
+            "the duplicate",
+            "/srv/agent/check_agent_running.sh --dry-run | grep -q '2 agents'",
+        );
+        let said = sandbox.expect(&format!("/srv/agent/{script}"), 0);
+        let only = one_agent(&sandbox);
+        assert_ne!(only, agent, "{said}");
+        assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
+        let parent = sandbox.expect(&format!("ps -o ppid= -p {only}"), 0);
+        assert_eq!(parent.trim(), property(&sandbox, UNIT, "MainPID"));
+    }
+    // A stop by hand stops both, each in its way.
+    sandbox.expect(&by_hand, 0);
+    sandbox.until(
+        "the duplicate",
+        "/srv/agent/check_agent_running.sh --dry-run | grep -q '2 agents'",
+    );
+    sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+}
+
+#[test]
+fn an_agent_that_restarts_itself_asks_systemd() {
+    let Some(sandbox) = installed("a restart from inside the unit") else {
+        return;
+    };
+    for (user, by) in [
+        ("voice", "subprocess"),
+        ("root", "system"),
+        ("voice", "execv"),
+    ] {
+        sandbox.drop_in(
+            &format!("{UNIT}.service"),
+            &format!("[Service]\nUser={user}\nRestartSec=100ms"),
+        );
+        sandbox.configure(&format!(
+            "TEST_AGENT_RESTART_COMMAND=/srv/agent/restart_voice_system.sh\nTEST_AGENT_RESTART_BY={by}\n\
+             TEST_AGENT_CHILDREN=fork,setsid\nVOICE_GUARD_GRACE_SECONDS=0.3"
+        ));
+        sandbox.expect(
+            "rm -f /srv/state/* /tmp/*letta* /tmp/.letta* /tmp/voice_agent.log*; \
+             systemctl daemon-reload; systemctl start letta-voice-agent-safe",
+            0,
+        );
+        let agent = one_agent(&sandbox);
+        sandbox.expect(&format!("kill -USR1 {agent}"), 0);
+        another_agent(&sandbox, UNIT, agent);
+        sandbox.until(
+            "the unit to be up",
+            "systemctl is-active -q letta-voice-agent-safe",
+        );
+        let agent = one_agent(&sandbox);
+        let parent = sandbox.expect(&format!("ps -o ppid= -p {agent}"), 0);
+        assert_eq!(parent.trim(), property(&sandbox, UNIT, "MainPID"));
+        no_overlap(&sandbox);
+        sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+        nothing_left(&sandbox);
+    }
+}
+
+#[test]
+fn a_stop_that_the_unit_itself_calls_does_not_wait_for_the_unit() {
+    let Some(sandbox) = installed("ExecStop= and ExecStartPre=") else {
+        return;
+    };
+    sandbox.drop_in(
+        &format!("{UNIT}.service"),
+        "[Service]\nUser=voice\nExecStartPre=check-agent-running\nExecStop=stop-voice-agent-safe",
+    );
+    sandbox.expect("systemctl daemon-reload", 0);
+    started(&sandbox);
+    sandbox.expect("timeout 20 systemctl stop letta-voice-agent-safe", 0);
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+}

@@ -1,0 +1,212 @@
+//! What systemd runs, systemd stops and starts: otherwise its `Restart=` and
+//! these programs would work against each other.
+
+use crate::deadline::Deadline;
+use crate::detach::is_born_of_agent;
+use crate::failure::Failure;
+use crate::outcome::Outcome;
+use crate::pid_file::Tracking;
+use crate::process_table::Pid;
+use crate::report::Report;
+use crate::scene::{Scene, proc_failure};
+use crate::settings::Settings;
+use crate::stop::tracked;
+use crate::supervision::{Unit, Waiting, is_booted_by_systemd};
+use crate::system::guard_patience;
+
+/// The units that run agents of the family, confirmed by systemd.
+///
+/// # Errors
+/// When systemd cannot be asked, or `/proc` cannot be read.
+pub(crate) fn units(scene: &Scene<'_>) -> Result<Vec<Unit>, Failure> {
+    if !is_booted_by_systemd() {
+        return Ok(Vec::new());
+    }
+    let sighting = scene.look(tracked(scene)?)?;
+    let mut units = Vec::new();
+    for unit in sighting.agents.into_iter().filter_map(|agent| agent.unit) {
+        if is_confirmed(&unit)? && !units.contains(&unit) {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+fn is_confirmed(unit: &Unit) -> Result<bool, Failure> {
+    unit.is_confirmed()
+        .map_err(|error| cannot_ask(unit, "show", &error))
+}
+
+fn cannot_ask(unit: &Unit, verb: &str, error: &str) -> Failure {
+    Failure::new(format!(
+        "systemd runs the agent, as {}, and cannot be asked to {verb} it: {error}",
+        unit.name
+    ))
+    .help(unit.command(verb))
+}
+
+/// For a program that was called from inside an agent that a unit runs: it will
+/// end with it, so that it asks and does not wait. `None`: it was not.
+///
+/// # Errors
+/// When systemd cannot be asked.
+pub(crate) fn from_inside(
+    settings: &Settings,
+    verb: Verb,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    if !is_booted_by_systemd() || !is_born_of_agent(&settings.family)? {
+        return Ok(None);
+    }
+    let scene = Scene::open(settings)?;
+    let Some(unit) = own_unit(&scene)? else {
+        return Ok(None);
+    };
+    match verb {
+        Verb::Stop => unit
+            .ask("stop", Waiting::No)
+            .map_err(|error| cannot_ask(&unit, "stop", &error))?,
+        Verb::Restart => restart(&scene, &unit, Waiting::No)?,
+    }
+    report.asked(verb.word(), &unit);
+    Ok(Some(Outcome::Asked))
+}
+
+/// The unit whose agent has called this program.
+fn own_unit(scene: &Scene<'_>) -> Result<Option<Unit>, Failure> {
+    let failure = |error: std::io::Error| proc_failure(&error);
+    // An agent that has executed this program is none any more, and its starter
+    // is still its parent.
+    let own = Pid::own();
+    let ancestors = scene.table.ancestors(own).map_err(failure)?;
+    for pid in std::iter::once(own).chain(ancestors) {
+        if let Some(unit) = Unit::of(&scene.table, pid).map_err(failure)?
+            && is_confirmed(&unit)?
+        {
+            return Ok(Some(unit));
+        }
+    }
+    for unit in units(scene)? {
+        if unit.holds_caller(&scene.table).map_err(failure)? {
+            return Ok(Some(unit));
+        }
+    }
+    Ok(None)
+}
+
+/// What a unit is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// Stop it.
+    Stop,
+    /// Restart it.
+    Restart,
+}
+
+impl Verb {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// Stops these units; those that stop just now, and have called this program to
+/// help with it, are left to it. How many were stopped.
+///
+/// # Errors
+/// When systemd does not stop one: then nothing else is stopped either.
+pub(crate) fn stop(
+    scene: &Scene<'_>,
+    units: &[Unit],
+    report: &mut Report,
+) -> Result<usize, Failure> {
+    let mut stopped = 0;
+    for unit in units {
+        let own = unit.holds_caller(&scene.table);
+        if own.map_err(|error| proc_failure(&error))? {
+            continue;
+        }
+        unit.ask("stop", Waiting::Yes)
+            .map_err(|error| cannot_ask(unit, "stop", &error))?;
+        report.unit_stopped(unit);
+        stopped += 1;
+    }
+    Ok(stopped)
+}
+
+/// Starts a unit, and waits until its agent is verified.
+///
+/// # Errors
+/// When systemd does not.
+pub(crate) fn start(unit: &Unit) -> Result<(), Failure> {
+    unit.ask("start", Waiting::Yes)
+        .map_err(|error| cannot_ask(unit, "start", &error))
+}
+
+/// Restarts a unit. Whoever may not ask systemd for that, and may signal the
+/// starter, ends it: `Restart=always` means that systemd starts it again.
+///
+/// # Errors
+/// When neither works.
+pub(crate) fn restart(scene: &Scene<'_>, unit: &Unit, waiting: Waiting) -> Result<(), Failure> {
+    let before = tracked(scene)?;
+    let Err(error) = unit.ask("restart", waiting) else {
+        return Ok(());
+    };
+    let refused = || cannot_ask(unit, "restart", &error);
+    if !unit.always_restarts().unwrap_or(false) || !end_starter(unit)? {
+        return Err(refused());
+    }
+    if waiting == Waiting::No {
+        return Ok(());
+    }
+    let mut deadline = Deadline::after(guard_patience(scene.settings));
+    loop {
+        if let Tracking::Running(identity) = scene.tracking()?
+            && Some(identity.pid) != before
+            && scene.starter(false)?.is_none()
+        {
+            return Ok(());
+        }
+        if !deadline.wait() {
+            return Err(refused());
+        }
+    }
+}
+
+/// Sends TERM to the unit's starter, if it is still that; `false` if it may not
+/// be signalled.
+fn end_starter(unit: &Unit) -> Result<bool, Failure> {
+    use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(starter) = rustix::process::Pid::from_raw(unit.starter.get()) else {
+        return Ok(false);
+    };
+    let Ok(pidfd) = pidfd_open(starter, PidfdFlags::empty()) else {
+        return Ok(false);
+    };
+    // Looked at again after the pidfd was opened: a number may be recycled.
+    if !is_confirmed(unit)? {
+        return Ok(false);
+    }
+    Ok(pidfd_send_signal(&pidfd, Signal::TERM).is_ok())
+}
+
+/// The one agent that runs now, if it is one.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn verified(scene: &Scene<'_>, report: &mut Report) -> Result<Option<Pid>, Failure> {
+    let tracked = tracked(scene)?;
+    let agents = scene.look(tracked)?.agents;
+    if let [agent] = agents.as_slice() {
+        let pid = agent.identity.pid;
+        report.restarted(pid);
+        report.agents(&agents, tracked);
+        return Ok(Some(pid));
+    }
+    report.running(agents.len());
+    report.agents(&agents, tracked);
+    Ok(None)
+}
