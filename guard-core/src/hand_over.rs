@@ -11,8 +11,11 @@ use crate::report::Report;
 use crate::scene::{Scene, proc_failure};
 use crate::settings::Settings;
 use crate::stop::tracked;
-use crate::supervision::{Unit, Waiting, is_booted_by_systemd};
+use crate::supervision::{Unit, Waiting, is_booted_by_systemd, is_called_by_systemd};
 use crate::system::guard_patience;
+
+/// The system unit's name, as the documents have it.
+const SYSTEM_UNIT: &str = "letta-voice-agent-safe.service";
 
 /// The units that run agents of the family, confirmed by systemd.
 ///
@@ -24,7 +27,15 @@ pub(crate) fn units(scene: &Scene<'_>) -> Result<Vec<Unit>, Failure> {
     }
     let sighting = scene.look(tracked(scene)?)?;
     let mut units = Vec::new();
-    for unit in sighting.agents.into_iter().filter_map(|agent| agent.unit) {
+    // One that is about to give birth holds the guard.
+    let starting = match scene.guard_holder() {
+        Some((pid, _)) => {
+            Unit::of_starter(&scene.table, pid).map_err(|error| proc_failure(&error))?
+        }
+        None => None,
+    };
+    let running = sighting.agents.into_iter().filter_map(|agent| agent.unit);
+    for unit in running.chain(starting) {
         if is_confirmed(&unit)? && !units.contains(&unit) {
             units.push(unit);
         }
@@ -112,8 +123,17 @@ impl Verb {
     }
 }
 
+/// What came of stopping units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopping {
+    /// They are down; how many there were.
+    Done(usize),
+    /// systemd was asked and will do it.
+    Asked,
+}
+
 /// Stops these units; those that stop just now, and have called this program to
-/// help with it, are left to it. How many were stopped.
+/// help with it, are left to it.
 ///
 /// # Errors
 /// When systemd does not stop one: then nothing else is stopped either.
@@ -121,19 +141,45 @@ pub(crate) fn stop(
     scene: &Scene<'_>,
     units: &[Unit],
     report: &mut Report,
-) -> Result<usize, Failure> {
+) -> Result<Stopping, Failure> {
+    let failure = |error: std::io::Error| proc_failure(&error);
+    // A part of another unit's stop: that may be what this one has to wait for.
+    let waiting = if is_called_by_systemd(&scene.table).map_err(failure)? {
+        Waiting::No
+    } else {
+        Waiting::Yes
+    };
     let mut stopped = 0;
+    let mut asked = 0;
     for unit in units {
-        let own = unit.holds_caller(&scene.table);
-        if own.map_err(|error| proc_failure(&error))? {
+        if unit.holds_caller(&scene.table).map_err(failure)? {
             continue;
         }
-        unit.ask("stop", Waiting::Yes)
+        unit.ask("stop", waiting)
             .map_err(|error| cannot_ask(unit, "stop", &error))?;
-        report.unit_stopped(unit);
-        stopped += 1;
+        if waiting == Waiting::Yes {
+            report.unit_stopped(unit);
+            stopped += 1;
+        } else {
+            report.asked(Verb::Stop.word(), unit);
+            asked += 1;
+        }
     }
-    Ok(stopped)
+    Ok(if asked == 0 {
+        Stopping::Done(stopped)
+    } else {
+        Stopping::Asked
+    })
+}
+
+/// Says that systemd will start an agent again, where none runs just now.
+pub(crate) fn warn_of_the_next(settings: &Settings, report: &mut Report) {
+    if !settings.family.is_original() || !is_booted_by_systemd() {
+        return;
+    }
+    if let Some(unit) = Unit::about_to_start(SYSTEM_UNIT) {
+        report.about_to_start(&unit);
+    }
 }
 
 /// Starts a unit, and waits until its agent is verified.

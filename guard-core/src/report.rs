@@ -668,12 +668,21 @@ impl Report {
         self.say(Tone::Plain, &format!("  systemd has stopped {}", unit.name));
     }
 
+    /// Nothing runs, and systemd waits to start an agent again.
+    pub fn about_to_start(&mut self, unit: &Unit) {
+        self.note(format!(
+            "systemd will start an agent again in a moment, as {}: {} keeps it down",
+            unit.name,
+            unit.command("stop")
+        ));
+    }
+
     /// systemd was asked, by a program that will not see it done.
     pub fn asked(&mut self, verb: &str, unit: &Unit) {
         self.headline(
             Tone::Good,
             format!(
-                "OK: systemd runs this agent, as {}, and will {verb} it now",
+                "OK: systemd runs the agent, as {}, and will {verb} it now",
                 unit.name
             ),
         );

@@ -7,7 +7,7 @@ use crate::deadline::Deadline;
 use crate::detach::{Place, leave_agent};
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
-use crate::hand_over::{self, Verb};
+use crate::hand_over::{self, Stopping, Verb};
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::{Identity, Pid};
@@ -60,7 +60,11 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
     let scene = Scene::open(settings)?;
     // A stop may be interrupted at any point: the next one goes on from there.
     let mut vigil = Vigil::default();
-    let mut ended_before = hand_over::stop(&scene, &hand_over::units(&scene)?, report)?;
+    let units = hand_over::units(&scene)?;
+    let mut ended_before = match hand_over::stop(&scene, &units, report)? {
+        Stopping::Done(count) => count,
+        Stopping::Asked => return Ok(Outcome::Asked),
+    };
     let patience = settings.grace + GUARD_PATIENCE;
     let guard = take_guard(&scene, patience, |kin| {
         ended_before += kin.relatives.len();
@@ -96,6 +100,7 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
     remove_tracking_files(&scene, report)?;
     if ended == 0 {
         report.nothing_to_stop();
+        hand_over::warn_of_the_next(settings, report);
         return Ok(Outcome::NothingToStop);
     }
     report.stopped();

@@ -19,6 +19,13 @@ const STARTER: &str = "start-voice-agent-safe";
 /// Exists on a machine that systemd has booted (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
 
+/// Where an administrator and a package put system units (`systemd.unit(5)`).
+const UNIT_FOLDERS: [&str; 3] = [
+    "/etc/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+
 /// A unit that runs an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
@@ -52,9 +59,17 @@ impl Unit {
     /// # Errors
     /// When `/proc` cannot be read.
     pub fn of(table: &ProcessTable, agent: Pid) -> io::Result<Option<Self>> {
-        let Some(starter) = table.stat(agent)?.and_then(|stat| stat.parent) else {
-            return Ok(None);
-        };
+        match table.stat(agent)?.and_then(|stat| stat.parent) {
+            Some(starter) => Self::of_starter(table, starter),
+            None => Ok(None),
+        }
+    }
+
+    /// The unit whose main process this starter is, if it is that; in the same way.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn of_starter(table: &ProcessTable, starter: Pid) -> io::Result<Option<Self>> {
         if program_name(table, starter)? != Some(STARTER) {
             return Ok(None);
         }
@@ -66,24 +81,30 @@ impl Unit {
             return Ok(None);
         };
         // Started by its manager, and by nobody in the same control group.
-        let Some(parent) = table.stat(starter)?.and_then(|stat| stat.parent) else {
-            return Ok(None);
-        };
-        let by_manager = match manager {
-            Manager::System => parent.get() == 1,
-            Manager::User(uid) => {
-                let groups = private_is_none(table.control_groups(parent))?.unwrap_or_default();
-                let home = format!("/user@{uid}.service/init.scope");
-                String::from_utf8_lossy(&groups)
-                    .lines()
-                    .any(|line| line.ends_with(&home))
-            }
-        };
-        Ok(by_manager.then_some(Self {
+        Ok(is_child_of(table, starter, manager)?.then_some(Self {
             name,
             manager,
             starter,
         }))
+    }
+
+    /// A unit by its name, if systemd will start it again in a moment.
+    #[must_use]
+    pub fn about_to_start(name: &str) -> Option<Self> {
+        // systemd is asked only where somebody has installed it.
+        let is_there = UNIT_FOLDERS
+            .iter()
+            .any(|folder| Path::new(folder).join(name).exists());
+        if !is_there {
+            return None;
+        }
+        let unit = Self {
+            name: name.to_owned(),
+            manager: Manager::System,
+            starter: Pid::own(),
+        };
+        let state = unit.property("SubState").ok()?;
+        (state == "auto-restart").then_some(unit)
     }
 
     /// Does this program live in the unit's control group?
@@ -199,6 +220,33 @@ fn run(command: &mut Command) -> Result<String, String> {
         format!("systemctl ended with {}", output.status)
     } else {
         said
+    })
+}
+
+/// Was this program called by systemd, as a part of a unit's start or stop?
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn is_called_by_systemd(table: &ProcessTable) -> io::Result<bool> {
+    match unit_of(table, Pid::own())? {
+        Some((_, manager)) => is_child_of(table, Pid::own(), manager),
+        None => Ok(false),
+    }
+}
+
+fn is_child_of(table: &ProcessTable, pid: Pid, manager: Manager) -> io::Result<bool> {
+    let Some(parent) = table.stat(pid)?.and_then(|stat| stat.parent) else {
+        return Ok(false);
+    };
+    Ok(match manager {
+        Manager::System => parent.get() == 1,
+        Manager::User(uid) => {
+            let groups = private_is_none(table.control_groups(parent))?.unwrap_or_default();
+            let home = format!("/user@{uid}.service/init.scope");
+            String::from_utf8_lossy(&groups)
+                .lines()
+                .any(|line| line.ends_with(&home))
+        }
     })
 }
 

@@ -8,7 +8,7 @@ use crate::deadline::Deadline;
 use crate::detach::{Place, leave_agent};
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
-use crate::hand_over::{self, Verb};
+use crate::hand_over::{self, Stopping, Verb};
 use crate::outcome::Outcome;
 use crate::process_table::Pid;
 use crate::report::{Refusal, Report};
@@ -209,7 +209,9 @@ fn restart_units(
     let Some(unit) = units.first() else {
         return Ok(Outcome::Failed);
     };
-    hand_over::stop(scene, units, report)?;
+    if hand_over::stop(scene, units, report)? == Stopping::Asked {
+        return Ok(Outcome::Asked);
+    }
     let cleared = with_guard(
         scene.settings,
         vigil,

@@ -82,6 +82,7 @@ impl Sandbox {
                 "set -e
                  mkdir -p /srv/agent /srv/state
                  echo 'voice:x:4321:4321::/srv/agent:/bin/sh' >>/etc/passwd
+                 echo 'voice:*:20000::::::' >>/etc/shadow
                  echo 'voice:x:4321:' >>/etc/group
                  {links}
                  printf '#!/bin/sh\\nexec \"$@\"\\n' >/usr/local/bin/sudo

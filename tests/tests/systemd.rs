@@ -61,7 +61,7 @@ fn another_agent(sandbox: &Sandbox, unit: &str, before: u32) -> u32 {
     sandbox.until(
         "another agent",
         &format!(
-            "test \"$(cat /tmp/letta_voice_agent.pid)\" != {before} && systemctl is-active -q {unit}"
+            "test -s /tmp/letta_voice_agent.pid && test \"$(cat /tmp/letta_voice_agent.pid)\" != {before} && systemctl is-active -q {unit}"
         ),
     );
     one_agent(sandbox)
@@ -519,4 +519,212 @@ fn a_stop_that_the_unit_itself_calls_does_not_wait_for_the_unit() {
     sandbox.expect("timeout 20 systemctl stop letta-voice-agent-safe", 0);
     nothing_left(&sandbox);
     assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+}
+
+#[test]
+fn a_stop_between_two_starts_says_that_another_comes() {
+    let Some(sandbox) = installed("a stop between two starts of the unit") else {
+        return;
+    };
+    sandbox.drop_in(
+        &format!("{UNIT}.service"),
+        "[Service]\nUser=voice\nRestartSec=10min",
+    );
+    sandbox.expect("systemctl daemon-reload", 0);
+    let agent = started(&sandbox);
+    sandbox.expect(&format!("kill -9 {agent}"), 0);
+    sandbox.until(
+        "the unit to wait",
+        "test \"$(systemctl show -P SubState letta-voice-agent-safe)\" = auto-restart",
+    );
+    let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    assert!(
+        said.contains("systemctl stop letta-voice-agent-safe.service"),
+        "{said}"
+    );
+}
+
+// ---- The other units.
+
+/// A voice system with one companion beside the agent.
+const SYSTEM: &str = r#"
+[agent]
+needs = ["companion"]
+
+[[companion]]
+name = "companion"
+command = ["/bin/sleep", "3000"]
+ready = { alive_seconds = 0.05 }
+"#;
+
+fn system_installed(what: &str) -> Option<Sandbox> {
+    let sandbox = installed(what)?;
+    sandbox.write("/srv/agent/voice-system.toml", SYSTEM);
+    sandbox.drop_in("letta-voice-system.service", "[Service]\nUser=voice");
+    sandbox.expect(
+        "cp systemd/letta-voice-system.service /etc/systemd/system/; systemctl daemon-reload",
+        0,
+    );
+    Some(sandbox)
+}
+
+fn companion(sandbox: &Sandbox) -> String {
+    let pids = sandbox.expect("pgrep -xf '/bin/sleep 3000' || :", 0);
+    pids.trim().to_owned()
+}
+
+#[test]
+fn the_voice_system_is_up_and_down_with_its_unit() {
+    let Some(sandbox) = system_installed("the voice system's unit") else {
+        return;
+    };
+    sandbox.expect(
+        "systemctl enable letta-voice-system; systemctl start letta-voice-system",
+        0,
+    );
+    let agent = one_agent(&sandbox);
+    let first = companion(&sandbox);
+    assert!(first.parse::<u32>().is_ok(), "{}", sandbox.describe());
+    sandbox.until(
+        "its words in the journal",
+        "journalctl -u letta-voice-system | grep -q 'the voice system is up'",
+    );
+    // By hand beside it: the same system.
+    sandbox.expect("runuser -u voice /srv/agent/start_voice_system.sh", 0);
+    assert_eq!(
+        (one_agent(&sandbox), companion(&sandbox)),
+        (agent, first.clone())
+    );
+    sandbox.expect("systemctl reload letta-voice-system", 0);
+    assert_ne!(one_agent(&sandbox), agent);
+    assert_eq!(companion(&sandbox), first, "it is no fresh one");
+    sandbox.expect("systemctl stop letta-voice-system", 0);
+    nothing_left(&sandbox);
+    assert_eq!(companion(&sandbox), "");
+    assert_eq!(
+        property(&sandbox, "letta-voice-system", "ActiveState"),
+        "inactive"
+    );
+}
+
+#[test]
+fn both_units_share_one_agent_which_the_agents_unit_runs() {
+    let Some(sandbox) = system_installed("both units together") else {
+        return;
+    };
+    sandbox.expect(
+        "systemctl enable letta-voice-system letta-voice-agent-safe",
+        0,
+    );
+    sandbox.reboot();
+    for unit in [UNIT, "letta-voice-system"] {
+        sandbox.until("both to be up", &format!("systemctl is-active -q {unit}"));
+    }
+    let agent = one_agent(&sandbox);
+    let parent = sandbox.expect(&format!("ps -o ppid= -p {agent}"), 0);
+    assert_eq!(parent.trim(), property(&sandbox, UNIT, "MainPID"));
+    assert!(companion(&sandbox).parse::<u32>().is_ok());
+    // root restarts all of it: each part by whoever runs it.
+    sandbox.expect("runuser -u root /srv/agent/restart_voice_system.sh", 0);
+    let second = one_agent(&sandbox);
+    assert_ne!(second, agent);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
+    // The one stops while the other has to wait for it; nobody waits for ever.
+    sandbox.expect(
+        "timeout 20 systemctl stop letta-voice-system letta-voice-agent-safe",
+        0,
+    );
+    nothing_left(&sandbox);
+    assert_eq!(companion(&sandbox), "");
+}
+
+#[test]
+fn a_user_without_root_has_a_unit_of_his_own() {
+    let Some(sandbox) = Sandbox::with_agent("the user's unit") else {
+        return;
+    };
+    if sandbox
+        .run("loginctl enable-linger voice && systemctl start user@4321.service")
+        .status
+        .code()
+        != Some(0)
+    {
+        scenarios::left_out(
+            "the user's unit",
+            "no systemd of a user's own (libpam-systemd, dbus)",
+        );
+        return;
+    }
+    // What the head of the file says, as that user.
+    let user = "runuser -u voice -- env XDG_RUNTIME_DIR=/run/user/4321 sh -c";
+    let typed = |line: &str, code: i32| sandbox.expect(&format!("{user} '{line}'"), code);
+    let unit = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../systemd/letta-voice-agent-user.service"
+    ))
+    .unwrap();
+    typed(
+        "mkdir -p ~/.config/voice-guard; cp /etc/default/letta-voice-agent ~/.config/voice-guard/letta-voice-agent.env",
+        0,
+    );
+    let commands: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("#   "))
+        .collect();
+    assert_eq!(commands.len(), 5);
+    for command in commands {
+        typed(command, 0);
+    }
+    let agent = one_agent(&sandbox);
+    let named = "run by systemd as letta-voice-agent.service";
+    assert!(typed("/srv/agent/check_agent_running.sh", 1).contains(named));
+    assert!(
+        sandbox
+            .expect("/srv/agent/start_voice_agent_safe.sh", 1)
+            .contains(named)
+    );
+    sandbox.expect(&format!("kill -9 {agent}"), 0);
+    sandbox.until(
+        "another agent",
+        &format!("test -s /tmp/letta_voice_agent.pid && test \"$(cat /tmp/letta_voice_agent.pid)\" != {agent} && test ! -e /tmp/letta_voice_agent.lock"),
+    );
+    let second = one_agent(&sandbox);
+    // He restarts it through his systemd, and root does too.
+    typed("/srv/agent/restart_voice_system.sh", 0);
+    let third = one_agent(&sandbox);
+    assert_ne!(third, second);
+    let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    assert!(
+        said.contains("systemd has stopped letta-voice-agent.service"),
+        "{said}"
+    );
+    nothing_left(&sandbox);
+    assert_eq!(
+        typed("systemctl --user is-active letta-voice-agent", 3),
+        "inactive\n"
+    );
+    no_overlap(&sandbox);
+}
+
+#[test]
+fn cleaners_of_tmp_leave_the_tracking_files() {
+    let Some(sandbox) = Sandbox::with_agent("the cleaners of /tmp") else {
+        return;
+    };
+    let files = "/tmp/letta_voice_agent.pid /tmp/letta_voice_agent.lock /tmp/.letta_voice_agent.guard \
+                 /tmp/voice_agent.log /tmp/voice_agent_start.log /tmp/voice-guard-4321/x-1/companion.pid \
+                 /tmp/.voice-system-x-1.guard";
+    // Without an age, everything is cleaned that nothing keeps.
+    sandbox.expect(
+        &format!(
+            "cp systemd/letta-voice-agent.tmpfiles.conf /etc/tmpfiles.d/letta-voice-agent.conf
+             echo 'q /tmp 1777 root root 0' >/etc/tmpfiles.d/tmp.conf
+             mkdir -p /tmp/voice-guard-4321/x-1
+             for file in {files} /tmp/others; do echo 1 >$file; done
+             systemctl start systemd-tmpfiles-clean"
+        ),
+        0,
+    );
+    sandbox.expect("ls /tmp/others", 2);
+    sandbox.expect(&format!("ls {files}"), 0);
 }
