@@ -17,6 +17,7 @@ use scenarios::{Program, Sandbox, available, binary, is_full_proof, left_out, te
 
 const AGENT: &str = include_str!("../agents/agent.py");
 const UNIT: &str = "letta-voice-agent-safe";
+const SYSTEM: &str = "letta-voice-system";
 const MONITOR: &str = "letta-voice-agent-monitor";
 
 fn clone() -> PathBuf {
@@ -113,13 +114,13 @@ fn install(sandbox: &Sandbox, package: &Path) -> String {
     sandbox.expect(&line, 0)
 }
 
-/// Everything that a package could leave somewhere.
+/// Everything that a package could leave somewhere. (What is beneath is the
+/// machine's own file system: where others write at any time is no place to look.)
 fn files(sandbox: &Sandbox) -> BTreeSet<String> {
     sandbox
         .expect(
-            "find /etc /usr /lib/systemd /var /tmp /opt /root -xdev \
-                ! -path '/var/lib/dpkg/*' ! -path '/var/log/*' ! -path '/var/cache/man/*' \
-                ! -path '/tmp/systemd-private-*' ! -path '/var/tmp/systemd-private-*' \
+            "find /etc /usr /var/lib /tmp /opt -xdev \
+                ! -path '/var/lib/dpkg/*' ! -path '/tmp/systemd-private-*' \
                 ! -path '/var/lib/systemd/timers/*'",
             0,
         )
@@ -177,7 +178,11 @@ fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
     ] {
         sandbox.expect(&format!("test -s '{file}'"), 0);
     }
-    for unit in [format!("{UNIT}.service"), format!("{MONITOR}.timer")] {
+    for unit in [
+        format!("{UNIT}.service"),
+        format!("{SYSTEM}.service"),
+        format!("{MONITOR}.timer"),
+    ] {
         let enabled = sandbox.run(&format!("systemctl is-enabled {unit}"));
         assert_eq!(text(&enabled).trim(), "disabled", "{unit}");
         let active = sandbox.run(&format!("systemctl is-active {unit}"));
@@ -191,7 +196,9 @@ fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
         "[Service]\nUser=voice\nRestartSec=100ms",
     );
     sandbox.expect(
-        &format!("systemctl daemon-reload && systemctl enable --now {UNIT} {MONITOR}.timer"),
+        &format!(
+            "systemctl daemon-reload && systemctl enable --now {UNIT} {SYSTEM} {MONITOR}.timer"
+        ),
         0,
     );
     let pid = agent(&sandbox);
@@ -213,7 +220,10 @@ fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
     for package in [&packages.new, &packages.new] {
         install(&sandbox, package);
         assert_eq!(agent(&sandbox), pid, "the upgrade has changed the agent");
-        sandbox.expect(&format!("systemctl is-active {UNIT} {MONITOR}.timer"), 0);
+        sandbox.expect(
+            &format!("systemctl is-active {UNIT} {SYSTEM} {MONITOR}.timer"),
+            0,
+        );
     }
     let version = sandbox.expect("dpkg-query -W -f '${Version}' voice-guard", 0);
     assert_eq!(version, "0.0.2-1");
@@ -265,6 +275,24 @@ fn agent_that_was_started_by_hand_outlives_the_package() {
         sandbox.expect(&format!("test -e {file}"), 0);
     }
     sandbox.expect(&format!("kill {pid}"), 0);
+}
+
+#[test]
+fn all_units_are_in_the_package() {
+    let Some(packages) = packages("the units in the Debian package") else {
+        return;
+    };
+    let unpacked = packages.new.with_extension("");
+    let contents: BTreeSet<_> = ["systemd/system", "systemd/user", "tmpfiles.d"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(unpacked.join("usr/lib").join(folder)).expect("a folder"))
+        .map(|entry| fs::read(entry.expect("an entry").path()).expect("a file"))
+        .collect();
+    for entry in fs::read_dir(clone().join("systemd")).expect("the units") {
+        let path = entry.expect("an entry").path();
+        let content = fs::read(&path).expect("a unit");
+        assert!(contents.contains(&content), "{} is not", path.display());
+    }
 }
 
 #[test]
