@@ -96,7 +96,51 @@ pub struct Call {
     pub access: Access,
 }
 
+/// Calls that change nothing but the process that makes them, or look.
+const WITHOUT_EFFECT: [&str; 28] = [
+    "read",
+    "pread64",
+    "close",
+    "lseek",
+    "fstat",
+    "newfstatat",
+    "statx",
+    "stat",
+    "lstat",
+    "readlink",
+    "readlinkat",
+    "getdents64",
+    "fcntl",
+    "ioctl",
+    "mmap",
+    "munmap",
+    "mprotect",
+    "brk",
+    "madvise",
+    "getrandom",
+    "poll",
+    "ppoll",
+    "rt_sigprocmask",
+    "rt_sigaction",
+    "getpid",
+    "geteuid",
+    "pidfd_open",
+    "sigaltstack",
+];
+
 impl Call {
+    /// May it change what other processes see? A kill before a call that does not
+    /// is the same as one before the next.
+    #[must_use]
+    pub fn has_effect(&self) -> bool {
+        match self.point.name {
+            "open" | "openat" => self.access != Access::Reads,
+            // What it says.
+            "write" => !self.about.contains("(deleted)"),
+            name => !WITHOUT_EFFECT.contains(&name),
+        }
+    }
+
     /// Where it is and what it is about.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -162,6 +206,8 @@ pub enum Order {
 pub enum Fault {
     /// SIGKILL before the call takes effect.
     Kill(Victims),
+    /// SIGINT to the program before the call takes effect, as by Ctrl-C.
+    Interrupt,
     /// The call is not made and reports this error. (A `close` is made all the
     /// same: on Linux the descriptor is gone whatever `close` reports.)
     Fail(Errno),
@@ -683,6 +729,7 @@ impl<'plan> Tracer<'plan> {
                             Some(AtExit::RestoreCount(count));
                     }
                 }
+                Fault::Interrupt => self.interrupt(),
                 Fault::Kill(victims) => {
                     self.kill(pid, who, victims);
                     return;
@@ -694,6 +741,13 @@ impl<'plan> Tracer<'plan> {
             self.release_held();
         }
         self.resume(pid, None);
+    }
+
+    fn interrupt(&self) {
+        // Traced by us, so not reaped by anybody else: the number is its own.
+        if let Some(number) = rustix::process::Pid::from_raw(self.root.as_raw()) {
+            let _ = rustix::process::kill_process(number, rustix::process::Signal::INT);
+        }
     }
 
     fn fail(&mut self, pid: Pid, errno: Errno, registers: &Registers) {

@@ -53,6 +53,7 @@ impl std::fmt::Display for Case {
             Fault::Kill(Victims::Program) => write!(out, "kill:program"),
             Fault::Kill(Victims::Child) => write!(out, "kill:child"),
             Fault::Kill(Victims::Both) => write!(out, "kill:both"),
+            Fault::Interrupt => write!(out, "interrupt"),
             Fault::Fail(errno) => write!(out, "fail:{errno:?}"),
             Fault::FailFromThenOn(errno) => write!(out, "fail-on:{errno:?}"),
             Fault::Short => write!(out, "short"),
@@ -94,6 +95,7 @@ impl FromStr for Case {
                 Some(("fail", name)) => Fault::Fail(errno(name)?),
                 Some(("fail-on", name)) => Fault::FailFromThenOn(errno(name)?),
                 None if fault == "short" => Fault::Short,
+                None if fault == "interrupt" => Fault::Interrupt,
                 _ => return Err(format!("{fault:?} is no fault")),
             },
             order: match order {
