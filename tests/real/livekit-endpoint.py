@@ -3,10 +3,11 @@
 Answers the registration of agents on /agent with the real protocol messages, so
 that the number of registered workers tells how many agents would answer a call.
 
-    python livekit-endpoint.py [--port PORT] [--job]
+    python livekit-endpoint.py [--port PORT] [--job] [--stay]
 
     --port 0   takes a free port
     --job      hands every worker that registers one call
+    --stay     does not end with its standard input: a companion has none
     GET /workers               how many are registered now, as JSON
     GET /workers?registered=N&within=SECONDS
                                the same, as soon as exactly N are registered and
@@ -15,7 +16,7 @@ that the number of registered workers tells how many agents would answer a call.
 
 Prints `listening PORT`, then a line for each `connected`, `registered`, `call`
 and `closed`, each with the worker's id. Ends when its standard input ends, so it
-never outlives the test that started it. Needs aiohttp and livekit-agents.
+never outlives the test that started it, without --stay. Needs aiohttp and livekit-agents.
 """
 
 import argparse
@@ -129,6 +130,7 @@ async def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--port", type=int, default=7880)
     arguments.add_argument("--job", action="store_true")
+    arguments.add_argument("--stay", action="store_true")
     arguments = arguments.parse_args()
 
     endpoint = Endpoint(arguments.job)
@@ -145,6 +147,8 @@ async def main():
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)
     await site.start()
     say("listening", runner.addresses[0][1])
+    if arguments.stay:
+        await asyncio.Event().wait()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await runner.cleanup()
 

@@ -70,6 +70,7 @@ in_each_version! {
     one_worker_after_a_system_start_over_orphans
     a_system_start_keeps_an_agent_started_by_hand_and_clears_orphans_beside_it
     stop_ends_what_an_agent_typed_into_a_terminal_left_behind
+    the_endpoint_is_a_fresh_companion_and_one_worker_registers_with_each
 }
 
 fn one_worker_after_a_start_and_none_after_a_stop(python: &Path) {
@@ -390,6 +391,68 @@ enum Calls {
 }
 
 /// A world whose agent is a real one, with an endpoint that it registers at.
+/// The endpoint in the place of `livekit-server`: a companion that each start
+/// replaces, while the agent is kept and registers again.
+fn the_endpoint_is_a_fresh_companion_and_one_worker_registers_with_each(python: &Path) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("its number").port();
+    drop(free);
+    let mut real = Real::with_endpoint(python, Calls::None, |_| Endpoint::elsewhere(port));
+    let runtime = real.world.path("run");
+    std::fs::create_dir(&runtime).expect("a runtime folder");
+    real.world.set("XDG_RUNTIME_DIR", runtime);
+    std::fs::write(
+        real.world.project().join("voice-system.toml"),
+        format!(
+            "[agent]\nneeds = [\"livekit\"]\n[[companion]]\nname = \"livekit\"\n\
+             command = [{:?}, {:?}, \"--port\", \"{port}\", \"--stay\"]\n\
+             ready = {{ port = {port} }}\non_start = \"fresh\"\ndeadline_seconds = {}\n",
+            python.display().to_string(),
+            format!("{REAL}/livekit-endpoint.py"),
+            PATIENCE.as_secs(),
+        ),
+    )
+    .expect("the configuration");
+    let livekit = |report: &Value| {
+        let parts = report["parts"].as_array().expect("the parts");
+        let found = parts.iter().find(|part| part["name"] == "livekit");
+        found.expect("livekit")["pid"].as_u64().expect("its PID")
+    };
+    let report = real.report(Program::System);
+    assert_eq!(report["outcome"], "started", "{report}");
+    assert_eq!(report["registration_confirmed"], true, "{report}");
+    real.assert_one_worker();
+    let (server, agent) = (livekit(&report), real.root());
+
+    // The agent has lost its server, and finds the next one by itself.
+    let report = real.report(Program::System);
+    assert_eq!(report["exit_code"], 0, "{report}");
+    assert_ne!(livekit(&report), server, "{report}");
+    assert_eq!(real.root(), agent, "{report}");
+    real.assert_one_worker();
+    real.assert_never_two_workers();
+    let server = livekit(&report);
+
+    let report = real.report(Program::Restart);
+    assert_eq!(report["outcome"], "restarted", "{report}");
+    assert_ne!(livekit(&report), server, "{report}");
+    assert_ne!(real.root(), agent, "{report}");
+    real.assert_one_worker();
+    real.assert_never_two_workers();
+    let mut status = real.world.program(Program::System);
+    status.arg("--status");
+    let status = real.world.run_command(status);
+    assert!(status.status.success(), "{}", text(&status));
+
+    real.world.expect(Program::StopSystem, 0);
+    real.world.assert_nothing_left();
+    assert!(
+        real.world.processes().is_empty(),
+        "{}",
+        real.world.describe()
+    );
+}
+
 struct Real {
     // Before the world: the world kills what is left in it.
     endpoint: Endpoint,
@@ -399,10 +462,18 @@ struct Real {
 
 impl Real {
     fn new(python: &Path, calls: Calls) -> Self {
+        Self::with_endpoint(python, calls, |world| Endpoint::start(world, python, calls))
+    }
+
+    fn with_endpoint(
+        python: &Path,
+        calls: Calls,
+        endpoint: impl FnOnce(&World) -> Endpoint,
+    ) -> Self {
         let mut world = World::new();
         std::fs::copy(Path::new(REAL).join("letta_voice_agent.py"), world.script())
             .expect("the agent script");
-        let endpoint = Endpoint::start(&world, python, calls);
+        let endpoint = endpoint(&world);
         // The agent learns of the endpoint as a user's agent does.
         std::fs::write(
             world.project().join(".env"),
@@ -517,7 +588,8 @@ impl Real {
 
 /// `livekit-endpoint.py`; ends with this value.
 struct Endpoint {
-    process: Child,
+    /// `None`: somebody else starts it.
+    process: Option<Child>,
     port: u16,
 }
 
@@ -544,7 +616,17 @@ impl Endpoint {
         // It tells each event there; nobody has to read it, but the pipe must
         // neither fill nor break.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Self { process, port }
+        Self {
+            process: Some(process),
+            port,
+        }
+    }
+
+    const fn elsewhere(port: u16) -> Self {
+        Self {
+            process: None,
+            port,
+        }
     }
 
     fn ask(&self, query: &str) -> Value {
@@ -579,8 +661,10 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
+        if let Some(process) = &mut self.process {
+            drop(process.stdin.take());
+            let _ = process.wait();
+        }
     }
 }
 
