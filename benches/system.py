@@ -151,7 +151,7 @@ def measure(programs, tools, folder, rounds):
     """Seconds, by name, for each round."""
     found = {name: [] for name in (NOTHING, ALL, REPLACED, STATUS, STOP)}
     for policy in "reuse", "fresh":
-        with System(programs, tools, folder / policy, policy) as system:
+        with System(programs, tools, folder / f"{FAMILY}-{policy}", policy) as system:
             for _ in range(rounds):
                 took, said = system.run("start-voice-system")
                 states = {part["name"]: part["state"] for part in said["parts"]}
@@ -167,7 +167,7 @@ def measure(programs, tools, folder, rounds):
                     found[REPLACED].append(again)
                     system.run("stop-voice-system")
                 system.end_database()
-        shutil.rmtree(folder / policy)
+        shutil.rmtree(folder / f"{FAMILY}-{policy}")
     return found
 
 
@@ -191,7 +191,8 @@ def main():
                     print(f"bench: the reference stack beside {size} idle processes ...", file=sys.stderr)
                     found[size] = measure(options.programs, options.tools, pathlib.Path(folder), rounds)
         finally:
-            pathlib.Path(f"/tmp/.{FAMILY}.guard").unlink(missing_ok=True)
+            for guard in pathlib.Path("/tmp").glob(f".*{FAMILY}*.guard"):
+                guard.unlink()
     print()
     print(table(
         ["the reference stack in stand-in form, seconds, median (longest)"] + [f"{size:,}" for size in sizes],

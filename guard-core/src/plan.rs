@@ -163,8 +163,13 @@ impl Companion {
     /// The port to choose first, if it has one.
     #[must_use]
     pub fn first_port(&self) -> Option<u16> {
-        self.ports.first().copied().or(match self.ready {
-            Ready::Port(port) => port,
+        self.ports.first().copied().or_else(|| match &self.ready {
+            Ready::Port(port) => *port,
+            // Another machine's ports are not ours to look at.
+            Ready::Http { url, .. } => HttpUrl::parse(url)
+                .ok()
+                .filter(HttpUrl::is_local)
+                .map(|url| url.port()),
             _ => None,
         })
     }

@@ -124,7 +124,12 @@ impl<'a> SystemRun<'a> {
         if let Some(stopped) = self.before_agent(report)? {
             return self.give_up(stopped, report);
         }
-        self.show_agent(PartState::Starting, "");
+        // One that the PID file proves is most likely kept.
+        let state = match tracked(&Scene::open(self.settings)?)? {
+            Some(_) => PartState::Checking,
+            None => PartState::Starting,
+        };
+        self.show_agent(state, "");
         let outcome = start_agent(self.settings, &mut self.vigil, report)?;
         self.after_agent(outcome, report)
     }
@@ -248,9 +253,12 @@ impl<'a> SystemRun<'a> {
         self.show_agent(PartState::Stopping, "");
         // The agent's own restart holds its guard from its stop to its start.
         let mut vigil = std::mem::take(&mut self.vigil);
+        // Nobody begins while it stops: those who are restarted would twice.
+        let mut meanwhile = vigil.meanwhile.take();
         let mut halted = None;
         let outcome = restart_agent(self.settings, &mut vigil, report, |vigil, report| {
             std::mem::swap(vigil, &mut self.vigil);
+            self.vigil.meanwhile = meanwhile.take();
             self.troop.borrow_mut().stop(|index, _| others[index]);
             let stopped = match self.drive_down() {
                 Ok(None) => {
@@ -267,6 +275,9 @@ impl<'a> SystemRun<'a> {
             }))
         });
         self.vigil = vigil;
+        if meanwhile.is_some() {
+            self.vigil.meanwhile = meanwhile;
+        }
         let outcome = outcome?;
         if let Some(stopped) = halted {
             return self.give_up(stopped, report);
@@ -420,7 +431,7 @@ impl<'a> SystemRun<'a> {
     }
 
     fn show_agent(&mut self, state: PartState, detail: &str) {
-        if state == PartState::Starting {
+        if matches!(state, PartState::Checking | PartState::Starting) {
             self.agent_since.get_or_insert_with(Instant::now);
         }
         self.agent.state = state.name();
@@ -437,7 +448,11 @@ impl<'a> SystemRun<'a> {
             Stopped::Interrupted(_) => self.troop.borrow_mut().undo(),
         }
         self.quiet_down()?;
-        if [PartState::Waiting.name(), PartState::Starting.name()].contains(&self.agent.state) {
+        let unfinished = [PartState::Waiting, PartState::Checking, PartState::Starting];
+        if unfinished
+            .iter()
+            .any(|state| state.name() == self.agent.state)
+        {
             self.show_agent(PartState::Skipped, "");
         }
         self.finish_progress(report);

@@ -1069,6 +1069,8 @@ fn a_restart_renews_what_it_restarts_and_reports_duplicates() {
         .map(|(one, other)| one != other)
         .collect();
     assert_eq!(renewed, [true, false, true, false]);
+    let starts: Vec<usize> = names.iter().map(|name| system.starts(name).len()).collect();
+    assert_eq!(starts, [2, 1, 2, 1]);
     assert_ne!(system.world.assert_one_agent(), agent);
     assert_eq!(object["duplicates_removed"], 1);
     assert_eq!(object["outcome"], "restarted");

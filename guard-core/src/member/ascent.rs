@@ -16,7 +16,6 @@ use crate::config::OnStart;
 use crate::deadline::Deadline;
 use crate::errand::{Errand, Surroundings};
 use crate::failure::Failure;
-use crate::http::HttpUrl;
 use crate::log_file::{AgentLog, LogError};
 use crate::plan::{Job, Ready, put_in};
 use crate::port_owner::{listeners, name_holders};
@@ -302,14 +301,7 @@ impl Member {
     /// The first port that nobody listens on. `false`: none, and it has failed.
     fn choose_port(&mut self) -> Result<bool, Failure> {
         let candidates: Vec<u16> = if self.companion.ports.is_empty() {
-            let local = match &self.companion.ready {
-                Ready::Http { url, .. } => HttpUrl::parse(&put_in(url, None))
-                    .ok()
-                    .filter(HttpUrl::is_local)
-                    .map(|url| url.port()),
-                _ => None,
-            };
-            self.companion.first_port().or(local).into_iter().collect()
+            self.companion.first_port().into_iter().collect()
         } else {
             self.companion.ports.clone()
         };
@@ -456,7 +448,7 @@ impl Member {
             }
         } else if self.process.is_none()
             && matches!(self.companion.job, Job::Own(_))
-            && let Some(port) = self.companion.first_port().or(self.http_port())
+            && let Some(port) = self.companion.first_port()
         {
             let table = ProcessTable::open().map_err(|error| proc_failure(&error))?;
             let holder = name_holders(&table, &listeners(port).unwrap_or_default());
@@ -468,15 +460,6 @@ impl Member {
         self.took = Some(self.begun.elapsed());
         self.state = State::Ready;
         Ok(())
-    }
-
-    fn http_port(&self) -> Option<u16> {
-        match &self.companion.ready {
-            Ready::Http { url, .. } => HttpUrl::parse(&put_in(url, self.port))
-                .ok()
-                .map(|url| url.port()),
-            _ => None,
-        }
     }
 
     /// Ready: it must stay so until the start is over.
