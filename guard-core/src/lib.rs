@@ -22,7 +22,7 @@
 //!   [`progress`], [`part_facts`].
 //! - What happens: [`birth`] (fork to exec), [`readiness`] and [`log_file`],
 //!   [`terminate`], and waiting: [`vigil`], [`signals`], [`deadline`].
-//! - Who is who: [`sighting`] of the [`agent`]s and companions ([`own_program`]) in the [`process_table`];
+//! - Who is who: [`sighting`] of the [`agent`]s and companions ([`own_program`]) in the [`process_table`], out of one [`reading`] for all companions;
 //!   [`process_details`] for people; [`env_file`] for the agent.
 
 pub mod agent;

@@ -305,7 +305,14 @@ pub struct Room {
     tmpfs: Vec<(PathBuf, String)>,
     kept: Vec<PathBuf>,
     scratch: Option<PathBuf>,
+    own_network: bool,
 }
+
+/// Brings the loopback interface up (`ip link set lo up`, which is not everywhere):
+/// `SIOCSIFFLAGS` with `IFF_UP`, `IFF_LOOPBACK` and `IFF_RUNNING`.
+const LOOPBACK: &str = "import fcntl, socket, struct
+with socket.socket() as any:
+    fcntl.ioctl(any, 0x8914, struct.pack('16sh14x', b'lo', 0x49))";
 
 /// Set, to the test's name, for a test that runs inside its room.
 const INSIDE: &str = "VOICE_TEST_ROOM";
@@ -367,11 +374,22 @@ impl Room {
         self
     }
 
+    /// With a network of its own: only the loopback interface, and every port free.
+    #[must_use]
+    pub const fn own_network(mut self) -> Self {
+        self.own_network = true;
+        self
+    }
+
     /// Runs the body of the test `name` in the room: the test's executable runs
     /// that one test again in there.
     #[track_caller]
     pub fn enter(self, name: &str, body: impl FnOnce()) {
         if std::env::var_os(INSIDE).is_some_and(|inside| inside == name) {
+            if self.own_network {
+                let up = Command::new(python()).args(["-c", LOOPBACK]).status();
+                assert!(up.is_ok_and(|status| status.success()), "no loopback");
+            }
             return body();
         }
         let mut unshare = vec!["unshare"];
@@ -387,6 +405,9 @@ impl Room {
             "--kill-child",
             "--mount-proc",
         ]);
+        if self.own_network {
+            unshare.push("--net");
+        }
         let possible = Command::new(unshare[0])
             .args(&unshare[1..])
             .args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"])

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use scenarios::surroundings::Room;
@@ -147,12 +147,66 @@ fn readers_world() -> World {
     world
 }
 
+/// What the reference file of the Letta stack names, as stand-ins on the original
+/// ports: the network is this test's own.
+fn furnish_the_stack(world: &mut World) {
+    let project = world.path("home/my-stack");
+    let bin = world.path("bin");
+    for folder in [&project, &project.join("livekit"), &bin, &world.path("run")] {
+        fs::create_dir(folder).expect("a folder of the stack");
+    }
+    set_mode(&world.path("run"), 0o700);
+    world.set("XDG_RUNTIME_DIR", world.path("run"));
+    let path = world
+        .environment()
+        .iter()
+        .find(|(name, _)| name == "PATH")
+        .map(|(_, value)| value.to_string_lossy().into_owned())
+        .expect("a PATH");
+    world.set("PATH", format!("{}:{path}", bin.display()));
+    let up = bin.join("postgresql-is-up");
+    let up = up.display();
+    let web = |port: u16| format!("exec python3 -m http.server --bind 127.0.0.1 {port}");
+    for (program, text) in [
+        (bin.join("pg_isready"), format!("test -e {up}")),
+        (bin.join("sudo"), format!("test \"$1\" = -n && touch {up}")),
+        (bin.join("letta"), web(8283)),
+        (project.join("livekit/livekit-server"), web(7880)),
+        (project.join("make_livekit_token.sh"), "exit 0".to_owned()),
+        (project.join("update_pages.sh"), "exit 0".to_owned()),
+    ] {
+        fs::write(&program, format!("#!/bin/sh\n{text}\n")).expect("a stand-in");
+        set_mode(&program, 0o755);
+    }
+    for (script, text) in [
+        (
+            "cors_proxy_server.py",
+            "import http.server\n\
+             http.server.test(http.server.SimpleHTTPRequestHandler, port=9000, bind='127.0.0.1')\n",
+        ),
+        ("room_health_monitor.py", "import signal\nsignal.pause()\n"),
+        (".env", "LIVEKIT_URL=ws://localhost:7880\n"),
+    ] {
+        fs::write(project.join(script), text).expect("a stand-in");
+    }
+    fs::copy(
+        clone().join("scripts/demo/letta_voice_agent.py"),
+        project.join("letta_voice_agent.py"),
+    )
+    .expect("an agent");
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("a mode");
+}
+
 #[test]
 fn every_command_of_the_readme_does_what_it_says() {
-    Room::new().tmpfs("/tmp", "mode=1777").keep(clone()).enter(
-        "every_command_of_the_readme_does_what_it_says",
-        || {
-            let world = readers_world();
+    let room = Room::new().tmpfs("/tmp", "mode=1777").keep(clone());
+    room.own_network()
+        .enter("every_command_of_the_readme_does_what_it_says", || {
+            let mut world = readers_world();
+            furnish_the_stack(&mut world);
             for block in blocks(&readme()) {
                 if block.skipped {
                     let command = block.text.trim();
@@ -184,8 +238,7 @@ fn every_command_of_the_readme_does_what_it_says() {
                 fs::read("/tmp/letta_voice_agent.pid").is_err(),
                 "the README leaves an agent behind"
             );
-        },
-    );
+        });
 }
 
 fn help_of(program: Program) -> String {
