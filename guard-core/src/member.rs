@@ -91,6 +91,8 @@ struct Process {
     pidfd: OwnedFd,
     /// Our child, to be reaped.
     newborn: bool,
+    /// With which mark it was born; `None`: not of these programs.
+    mark: Option<Mark>,
 }
 
 /// Why a part failed.
@@ -123,7 +125,6 @@ enum State {
     Starting {
         probe: Probe,
         deadline: Deadline,
-        mark: Mark,
         log: AgentLog,
     },
     Ending {
@@ -451,10 +452,7 @@ impl Member {
             }
             State::Starting { .. } => self.watch_birth(),
             State::Ending { .. } => self.end_processes(context),
-            State::Ready => {
-                self.watch();
-                Ok(())
-            }
+            State::Ready => self.watch(),
             State::ToStop => {
                 self.process = None;
                 self.state = State::going_down(Then::Stop);

@@ -6,7 +6,8 @@ It waits `delay=SECONDS`, then listens on PORT and accepts connections, as a web
 server that answers `status=CODE` (default 200) after `slow=SECONDS`. Other
 options: `never` (lives, but never listens), `die=SECONDS` (ends with exit status
 3 so long after it listens), `early=CODE` (says why and exits at once), `away`
-(forks itself into the background, as a daemon does), `deaf` (ignores TERM),
+(forks itself into the background, as a daemon does, the first process going
+`linger=SECONDS` later), `deaf` (ignores TERM),
 `log` (says "part is up" instead of listening). Each start is a line in
 `starts=FILE`.
 """
@@ -41,6 +42,7 @@ def main():
         return int(OPTIONS["early"])
     if "away" in OPTIONS:
         if os.fork():
+            time.sleep(seconds("linger"))
             os._exit(0)
         os.setsid()
     if "deaf" in OPTIONS:

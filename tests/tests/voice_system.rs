@@ -727,6 +727,21 @@ fn one_that_forks_itself_away_is_tracked_all_the_same() {
     assert!(system.running("one").is_empty());
 }
 
+/// As a daemon does that first waits until its child is at work.
+#[test]
+fn one_that_is_ready_before_its_first_process_has_gone_is_tracked_all_the_same() {
+    let system = System::new()
+        .part("one", free_port(), "away linger=0.3", "")
+        .part("two", free_port(), "delay=0.6", "");
+    system.start();
+    let pid = system.assert_one("one");
+    assert_ne!(system.starts("one")[0].0, pid);
+    system.start();
+    assert_eq!(system.assert_one("one"), pid);
+    system.stop();
+    assert!(system.running("one").is_empty());
+}
+
 #[test]
 fn one_that_is_deaf_to_term_is_replaced_after_its_grace_period() {
     let port = free_port();
@@ -1238,7 +1253,7 @@ fn starts_killed_or_interrupted_at_any_moment_are_made_good_by_the_next() {
         .with("[agent]\nneeds = [\"two\"]")
         .part("one", one, "delay=0.05", "on_start = \"fresh\"")
         .part("two", two, "delay=0.05", "needs = [\"one\"]")
-        .part("three", three, "away", "needs = [\"agent\"]");
+        .part("three", three, "away delay=0.05", "needs = [\"agent\"]");
     let names = ["one", "two", "three"];
     for round in 0..rounds(12) {
         let mut child = system

@@ -288,11 +288,11 @@ impl Member {
             pid: newborn.pid,
             pidfd: newborn.pidfd,
             newborn: true,
+            mark: Some(mark),
         });
         self.state = State::Starting {
             probe,
             deadline: Deadline::after(self.companion.deadline),
-            mark,
             log,
         };
         Ok(())
@@ -340,7 +340,7 @@ impl Member {
     /// Born: is it ready, is it dead?
     pub(super) fn watch_birth(&mut self) -> Result<(), Failure> {
         if let Some(ending) = self.has_died() {
-            if ending == Ending::Exited(0) && self.adopt_heir()? {
+            if self.adopt_heir(ending)? {
                 return Ok(());
             }
             self.problem = Some(Problem {
@@ -397,8 +397,10 @@ impl Member {
 
     /// The process has put itself into the background: the oldest that was
     /// born of it takes its place.
-    fn adopt_heir(&mut self) -> Result<bool, Failure> {
-        let State::Starting { mark, .. } = &self.state else {
+    fn adopt_heir(&mut self, ending: Ending) -> Result<bool, Failure> {
+        let mark = self.process.as_ref().and_then(|gone| gone.mark.clone());
+        let Some(mark) = mark.filter(|_| matches!(ending, Ending::Exited(0) | Ending::Unknown))
+        else {
             return Ok(false);
         };
         let scene = Scene::open(&self.settings)?;
@@ -423,6 +425,7 @@ impl Member {
             pid: heir.pid,
             pidfd,
             newborn: false,
+            mark: Some(mark),
         });
         Ok(true)
     }
@@ -462,9 +465,12 @@ impl Member {
         Ok(())
     }
 
-    /// Ready: it must stay so until the start is over.
-    pub(super) fn watch(&mut self) {
-        if let Some(ending) = self.has_died() {
+    /// Ready: it must stay so until the start is over. A daemon's first process
+    /// may have waited only for that before it went.
+    pub(super) fn watch(&mut self) -> Result<(), Failure> {
+        if let Some(ending) = self.has_died()
+            && !self.adopt_heir(ending)?
+        {
             self.problem = Some(Problem {
                 why: format!("it died after it was ready: {ending}"),
                 last_lines: self.last_lines(),
@@ -472,6 +478,7 @@ impl Member {
             });
             self.state = State::going_down(Then::Fail);
         }
+        Ok(())
     }
 
     fn environment(&self, surroundings: &Surroundings) -> Vec<(OsString, OsString)> {

@@ -49,10 +49,14 @@ impl Member {
 
     /// Has one of these programs started it?
     pub(super) fn is_born_of_ours(&self, pid: Pid) -> Result<bool, Failure> {
+        Ok(self.mark_of(pid)?.is_some())
+    }
+
+    fn mark_of(&self, pid: Pid) -> Result<Option<Mark>, Failure> {
         let table = ProcessTable::open().map_err(|error| proc_failure(&error))?;
         let environment = table.environment(pid).ok().flatten();
         let mark = environment.and_then(|block| Mark::in_environment(&block));
-        Ok(mark.is_some_and(|mark| mark.is_of(&self.settings.family)))
+        Ok(mark.filter(|mark| mark.is_of(&self.settings.family)))
     }
 
     /// What runs of it, for a look that changes nothing.
@@ -153,6 +157,7 @@ impl Member {
             pid: identity.pid,
             pidfd,
             newborn: false,
+            mark: self.mark_of(identity.pid)?,
         });
         Ok(())
     }
