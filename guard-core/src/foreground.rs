@@ -106,9 +106,10 @@ fn run(
     };
     report.stopped_on(interruption, start.pid(), ending);
     Ok(match ending {
-        Ending::Exited(_) => Outcome::AgentEnded(ending),
-        // Which of our signals it was says nothing: it was asked to end.
-        Ending::Killed(_) | Ending::Unknown => Outcome::Interrupted(interruption),
+        Ending::Exited(0) => Outcome::AgentEnded(ending),
+        // How else it ends says nothing: it was asked to, and livekit-agents 1.4
+        // ends with 1 then. A supervisor must not take a stop for a failure.
+        _ => Outcome::Interrupted(interruption),
     })
 }
 

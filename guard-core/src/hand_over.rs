@@ -182,11 +182,17 @@ pub(crate) fn warn_of_the_next(settings: &Settings, report: &mut Report) {
     }
 }
 
+/// What a person asks for is not counted against `StartLimitBurst=`.
+fn forgive(unit: &Unit) {
+    let _ = unit.ask("reset-failed", Waiting::Yes);
+}
+
 /// Starts a unit, and waits until its agent is verified.
 ///
 /// # Errors
 /// When systemd does not.
 pub(crate) fn start(unit: &Unit) -> Result<(), Failure> {
+    forgive(unit);
     unit.ask("start", Waiting::Yes)
         .map_err(|error| cannot_ask(unit, "start", &error))
 }
@@ -198,6 +204,7 @@ pub(crate) fn start(unit: &Unit) -> Result<(), Failure> {
 /// When neither works.
 pub(crate) fn restart(scene: &Scene<'_>, unit: &Unit, waiting: Waiting) -> Result<(), Failure> {
     let before = tracked(scene)?;
+    forgive(unit);
     let Err(error) = unit.ask("restart", waiting) else {
         return Ok(());
     };

@@ -130,16 +130,13 @@ impl Sandbox {
     #[must_use]
     pub fn shell(&self, line: &str) -> Command {
         let mut command = self.script("run");
-        // Not on a command line, where a search for an agent's name would find it.
-        self.write(
-            "/run/line.sh",
-            &format!("cd '{}'\n{line}\n", clone().display()),
-        );
-        command.args([
-            "sh",
-            "-c",
-            "exec 3</run/line.sh; rm /run/line.sh; . /dev/fd/3",
-        ]);
+        // In octal: on a command line as it stands, a search for an agent's name
+        // would find it.
+        let mut coded = String::new();
+        for byte in format!("cd '{}'\n{line}\n", clone().display()).bytes() {
+            write!(coded, "\\{byte:03o}").expect("a string");
+        }
+        command.args(["sh", "-c", "eval \"$(printf \"$1\")\"", "-", &coded]);
         command.stdin(Stdio::null());
         command
     }
