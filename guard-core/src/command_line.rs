@@ -35,7 +35,7 @@ pub struct Check {
 #[command(
     name = "start-voice-agent-safe",
     version,
-    after_help = "Exit status: 0 the agent runs, 1 it was refused or died, 2 wrong usage; interrupted, it dies by that signal. With --foreground: the agent's own, or by the signal that ended it; 195 refused, another agent runs; 1 it could not be started."
+    after_help = "Exit status: 0 the agent runs, 1 it was refused or died, 2 wrong usage; interrupted, it dies by that signal. With --foreground: the agent's own, or by the signal that ended it; asked to end, 0 or by that signal; 195 refused, another agent runs; 1 also if it could not be started."
 )]
 pub struct Start {
     /// Stay with the agent, for systemd, containers and other supervisors: copy

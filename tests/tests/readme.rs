@@ -17,8 +17,14 @@ use scenarios::surroundings::Room;
 use scenarios::{Program, World, binary, python, text};
 
 /// The commands that no test can run here, and who runs them.
-const RUN_ELSEWHERE: [&str; 4] = [
+const RUN_ELSEWHERE: [&str; 5] = [
     "scripts/test",
+    // systemd.rs, with the rest of this block
+    "echo VOICE_GUARD_PROJECT_DIR=/srv/agent | sudo tee /etc/default/letta-voice-agent\n\
+     sudo cp systemd/letta-voice-agent-safe.service /etc/systemd/system/\n\
+     sudo systemctl daemon-reload\n\
+     sudo systemctl enable letta-voice-agent-safe\n\
+     sudo systemctl start letta-voice-agent-safe",
     // production_document.rs, debian_package.rs, cargo_install.rs
     "sudo cp packaging/logrotate /etc/logrotate.d/voice-guard",
     "sudo apt install \"$(scripts/package)\"",

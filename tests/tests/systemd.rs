@@ -329,7 +329,7 @@ fn hardening_is_what_the_unit_promises() {
     let Some(sandbox) = installed("the unit's hardening") else {
         return;
     };
-    let verified = sandbox.expect("systemd-analyze verify --man=no systemd/*.service", 0);
+    let verified = sandbox.expect("systemd-analyze verify --man=no systemd/*.service && XDG_RUNTIME_DIR=/run systemd-analyze verify --user --man=no systemd/user/*.service", 0);
     assert_eq!(verified, "");
     let said = sandbox.expect(
         &format!("systemd-analyze security --no-pager {UNIT} | tail -1"),
@@ -666,7 +666,7 @@ fn a_user_without_root_has_a_unit_of_his_own() {
     let typed = |line: &str, code: i32| sandbox.expect(&format!("{user} '{line}'"), code);
     let unit = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../systemd/letta-voice-agent-user.service"
+        "/../systemd/user/letta-voice-agent.service"
     ))
     .unwrap();
     typed(
@@ -820,4 +820,92 @@ fn livekit_agents_1_4_6_is_one_worker_whatever_systemd_does_with_it() {
         0,
     );
     assert_eq!(left, "", "{}", sandbox.describe());
+}
+
+// ---- The documents.
+
+/// The lines of a document's shell blocks, each with the exit status that its
+/// comment gives it (`# exit 1`); a loop is one line.
+fn typed(document: &str) -> Vec<(String, i32)> {
+    let mut lines: Vec<(String, i32)> = Vec::new();
+    let mut open = false;
+    let mut looping = false;
+    for line in document.lines() {
+        match line {
+            "```sh" => open = true,
+            "```" => open = false,
+            _ if open && looping => {
+                let (last, _) = lines.last_mut().unwrap();
+                *last += "\n";
+                *last += line;
+                looping = line != "done";
+            }
+            _ if open => {
+                looping = line.ends_with("; do");
+                let status = line.split_once("# exit ").map_or(0, |(_, rest)| {
+                    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                    digits.parse().unwrap()
+                });
+                lines.push((line.to_owned(), status));
+            }
+            _ => {}
+        }
+    }
+    lines
+}
+
+fn document(path: &str) -> String {
+    let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    std::fs::read_to_string(clone.join(path)).unwrap()
+}
+
+/// A reader's machine: the demo agent, links beside it, and the programs where
+/// `scripts/programs` says.
+fn readers_machine(what: &str) -> Option<Sandbox> {
+    let sandbox = Sandbox::with_agent(what)?;
+    sandbox.expect(
+        "cp scripts/demo/letta_voice_agent.py /srv/agent/; rm /etc/default/letta-voice-agent",
+        0,
+    );
+    Some(sandbox)
+}
+
+#[test]
+fn every_command_of_the_document_does_what_it_says() {
+    let Some(sandbox) = readers_machine("the commands of docs/systemd.md") else {
+        return;
+    };
+    let lines = typed(&document("docs/systemd.md"));
+    assert!(lines.len() > 20, "{lines:?}");
+    let programs = sandbox.expect(
+        "dirname \"$(readlink /usr/local/bin/check-agent-running)\"",
+        0,
+    );
+    for (line, status) in lines {
+        sandbox.expect(
+            &format!("export VOICE_GUARD_PROGRAMS={}\n{line}", programs.trim()),
+            status,
+        );
+    }
+    nothing_left(&sandbox);
+}
+
+#[test]
+fn the_commands_of_the_readme_start_the_service() {
+    let Some(sandbox) = readers_machine("the README's commands for systemd") else {
+        return;
+    };
+    let readme = document("README.md");
+    let (_, section) = readme.split_once("\n## Under systemd\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = typed(section);
+    assert!(
+        INSTALL
+            .iter()
+            .all(|line| lines.contains(&((*line).to_owned(), 0)))
+    );
+    for (line, status) in lines {
+        sandbox.expect(&line, status);
+    }
+    one_agent(&sandbox);
 }
