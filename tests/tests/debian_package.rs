@@ -288,8 +288,12 @@ fn all_units_are_in_the_package() {
         .flat_map(|folder| fs::read_dir(unpacked.join("usr/lib").join(folder)).expect("a folder"))
         .map(|entry| fs::read(entry.expect("an entry").path()).expect("a file"))
         .collect();
-    for entry in fs::read_dir(clone().join("systemd")).expect("the units") {
-        let path = entry.expect("an entry").path();
+    let units = ["systemd", "systemd/user"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(clone().join(folder)).expect("the units"))
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file());
+    for path in units {
         let content = fs::read(&path).expect("a unit");
         assert!(contents.contains(&content), "{} is not", path.display());
     }
