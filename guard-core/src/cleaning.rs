@@ -5,23 +5,54 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+/// Where nothing may be removed, however deep.
+const SYSTEM: [&str; 11] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/lost+found",
+];
+
+/// Where folders of others are: nothing may be removed that is right below.
+const SHARED: [&str; 8] = [
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/run",
+    "/run/user",
+    "/srv",
+    "/var",
+];
+
 /// What must never be removed, nor anything that holds it.
 #[derive(Debug, Clone)]
 pub struct Places(Vec<PathBuf>);
 
 impl Places {
-    /// The project folder, the home, the root, and the folders of all.
+    /// The home, and what the caller works with: the project folder, the
+    /// configuration, the parts' programs, folders and files.
     #[must_use]
-    pub fn of(project_dir: &Path) -> Self {
+    pub fn of(needed: impl IntoIterator<Item = PathBuf>) -> Self {
         let home = env::var_os("HOME").map(PathBuf::from);
-        let home = home.filter(|home| home.is_absolute());
-        let resolved = home.as_ref().and_then(|home| fs::canonicalize(home).ok());
-        Self(
-            [Some(project_dir.to_owned()), home, resolved]
-                .into_iter()
-                .flatten()
-                .collect(),
-        )
+        let mut places: Vec<PathBuf> = needed
+            .into_iter()
+            .chain(home)
+            .filter(|place| place.is_absolute())
+            .collect();
+        let resolved: Vec<PathBuf> = places
+            .iter()
+            .filter_map(|place| fs::canonicalize(place).ok())
+            .collect();
+        places.extend(resolved);
+        Self(places)
     }
 }
 
@@ -64,12 +95,16 @@ fn refuse_precious(path: &Path, places: &Places) -> Result<(), String> {
     if depth == 0 {
         return Err("it is the root of everything".to_owned());
     }
-    if depth == 1 {
+    let is_system = SYSTEM.iter().any(|folder| path.starts_with(folder));
+    let is_shared = SHARED
+        .iter()
+        .any(|folder| path.parent() == Some(Path::new(folder)));
+    if depth == 1 || is_system || is_shared {
         return Err("it is a folder of the system".to_owned());
     }
     if let Some(place) = places.0.iter().find(|place| place.starts_with(path)) {
         return Err(if place == path {
-            "it is the project folder or the home folder".to_owned()
+            "it is the project folder, the home folder or one that a part works in".to_owned()
         } else {
             format!("{} is inside it", place.display())
         });
@@ -106,11 +141,15 @@ mod tests {
         symlink(root.join("a"), root.join("link")).unwrap();
         symlink(project.join("data"), root.join("to-data")).unwrap();
         fs::write(root.join("file"), "x").unwrap();
-        let places = Places::of(&project);
+        let places = Places::of([project.clone()]);
         for bad in [
             PathBuf::from("/"),
             "/etc".into(),
             "/tmp".into(),
+            "/etc/livekit/data".into(),
+            "/usr/local/share/livekit".into(),
+            "/home/somebody".into(),
+            "/var/lib".into(),
             "data".into(),
             project.clone(),
             root.join("a"),
@@ -130,7 +169,7 @@ mod tests {
     fn links_inside_are_removed_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
-        let places = Places::of(&root.join("project"));
+        let places = Places::of([root.join("project")]);
         fs::create_dir_all(root.join("data/deep")).unwrap();
         fs::create_dir(root.join("precious")).unwrap();
         fs::write(root.join("precious/file"), "x").unwrap();

@@ -219,6 +219,30 @@ impl Plan {
         .plan()
     }
 
+    /// What no cleaning may remove.
+    #[must_use]
+    pub fn places(&self, settings: &Settings) -> Places {
+        let mut needed = vec![
+            settings.project_dir.clone(),
+            self.file.clone(),
+            self.runtime.clone(),
+            settings.pid_file.clone(),
+            settings.lock_file.clone(),
+            settings.log_file.clone(),
+        ];
+        if let EnvFile::Configured(files) = &settings.env_file {
+            needed.extend(files.iter().cloned());
+        }
+        for companion in &self.companions {
+            needed.push(companion.folder.clone());
+            needed.push(companion.log.clone());
+            if let Job::Own(command) = &companion.job {
+                needed.push(command.program.clone());
+            }
+        }
+        Places::of(needed)
+    }
+
     /// The order in which everything can be started one by one.
     #[must_use]
     pub fn order(&self) -> Vec<Need> {
@@ -350,7 +374,28 @@ impl Resolver<'_> {
                 .collect::<Result<Vec<_>, _>>()?,
         };
         self.check_cycles(&plan)?;
+        self.check_cleaning(&plan)?;
         Ok(plan)
+    }
+
+    /// Nothing may be removed that anybody needs.
+    fn check_cleaning(&self, plan: &Plan) -> Result<(), Failure> {
+        let places = plan.places(self.settings);
+        let tables = &self.config.tables().companions;
+        for (table, companion) in tables.iter().zip(&plan.companions) {
+            let Some(clean) = &table.clean else { continue };
+            let folders = &clean.get_ref().folders;
+            for (folder, path) in folders.iter().zip(&companion.clean_folders) {
+                cleaning::may_remove(path, &places).map_err(|why| {
+                    self.wrong(
+                        folder,
+                        &format!("will not remove {}: {why}", path.display()),
+                    )
+                    .help("name a folder of its own that only this companion fills")
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// What the agent needs of files, at their places in the file.
@@ -832,22 +877,11 @@ impl Resolver<'_> {
         else {
             return Ok((Vec::new(), false));
         };
-        let places = Places::of(&self.settings.project_dir);
         let folders = clean
             .get_ref()
             .folders
             .iter()
-            .map(|folder| {
-                let path = self.path(folder)?;
-                cleaning::may_remove(&path, &places).map_err(|why| {
-                    self.wrong(
-                        folder,
-                        &format!("will not remove {}: {why}", path.display()),
-                    )
-                    .help("name a folder of its own that only this companion fills")
-                })?;
-                Ok(path)
-            })
+            .map(|folder| self.path(folder))
             .collect::<Result<Vec<_>, Failure>>()?;
         Ok((folders, clean.get_ref().log))
     }

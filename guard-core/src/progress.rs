@@ -57,6 +57,15 @@ impl PartState {
         }
     }
 
+    /// Between its name and more about it.
+    fn before(self, detail: &str) -> &'static str {
+        match self {
+            _ if detail.is_empty() => "",
+            Self::Failed => ": ",
+            _ => " ",
+        }
+    }
+
     fn is_moving(self) -> bool {
         matches!(
             self,
@@ -164,7 +173,7 @@ impl Progress {
                     self.begun.elapsed().as_secs_f64(),
                     line.name,
                     state.name(),
-                    if detail.is_empty() { "" } else { " " },
+                    state.before(detail),
                     detail
                 );
                 // A start that finds everything as it was says so at its end.
@@ -192,10 +201,8 @@ impl Progress {
         if !colour.is_empty() {
             text.push_str("\x1b[0m");
         }
-        if !line.detail.is_empty() {
-            text.push(' ');
-            text.push_str(&line.detail);
-        }
+        text.push_str(line.state.before(&line.detail));
+        text.push_str(&line.detail);
         if line.state.is_moving() {
             use std::fmt::Write as _;
             let _ = write!(text, " {:.1} s", line.since.elapsed().as_secs_f64());

@@ -818,10 +818,11 @@ impl Report {
             );
         }
         if !last_lines.is_empty() {
-            self.say(
-                Tone::Plain,
-                &format!("  last {} lines of its output:", last_lines.len()),
-            );
+            let words = match last_lines.len() {
+                1 => "the last line of its output:".to_owned(),
+                count => format!("the last {count} lines of its output:"),
+            };
+            self.say(Tone::Plain, &format!("  {words}"));
         }
         for line in last_lines {
             self.say(Tone::Plain, &format!("  | {line}"));

@@ -79,7 +79,7 @@ impl Troop {
             agent_is_up: false,
             halted: false,
             surroundings,
-            places: Places::of(&settings.project_dir),
+            places: plan.places(settings),
             progress,
             own_start,
             restarting,

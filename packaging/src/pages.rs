@@ -216,7 +216,7 @@ const SYSTEM: &[(&str, &str)] = &[
     ),
     (
         "XDG_RUNTIME_DIR",
-        "where the other parts' PID files and logs are; without it /tmp/voice-guard-UID",
+        "where the other parts' PID files and logs are; without it /run/user/UID or, without that, /tmp/voice-guard-UID",
     ),
     (
         "all others",

@@ -378,8 +378,27 @@ fn what_is_wrong_with_the_configuration_is_named_with_its_place() {
             "home",
             "folder of its own",
         ),
+        (
+            format!(
+                "[[companion]]\nname = \"a\"\n{own}\nfolder = \"$WORKS\"\nclean = {{ folders = [\"$WORKS\"] }}\n"
+            ),
+            "5:22",
+            "one that a part works in",
+            "folder of its own",
+        ),
+        (
+            format!(
+                "[[companion]]\nname = \"a\"\n{own}\nclean = {{ folders = [\"data\"] }}\n[[companion]]\nname = \"b\"\n{own}\nlog = \"data/b.log\"\n"
+            ),
+            "4:22",
+            "data/b.log is inside it",
+            "folder of its own",
+        ),
     ] {
-        let system = System::new().with(&text);
+        let mut system = System::new();
+        std::fs::create_dir(system.world.project().join("data")).unwrap();
+        system.world.set("WORKS", system.world.scratch());
+        let system = system.with(&text);
         for (program, arguments) in [
             ("start_voice_system.sh", &["--check-config"][..]),
             ("start_voice_system.sh", &[]),
