@@ -16,6 +16,7 @@ use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::notify::Supervisor;
 use crate::outcome::Outcome;
+use crate::pid_file::Tracking;
 use crate::report::{Format, Report};
 use crate::scene::Scene;
 use crate::settings::Settings;
@@ -31,6 +32,9 @@ const MARGIN: Duration = Duration::from_secs(20);
 /// How long the agent's end waits for the guard, to remove the PID file. If it
 /// stays, it is stale, and whoever holds the guard sees to it.
 const GUARD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an agent that was killed may take: 0.33 s were seen.
+const DYING_LIMIT: Duration = Duration::from_secs(1);
 
 /// There is always something that ends a wait; if not, it is looked again.
 const LONG: Duration = Duration::from_hours(1);
@@ -75,6 +79,7 @@ fn run(
     // One that is stopped or started by hand just now is waited for: nobody
     // would try again after a refusal.
     supervisor.extend(guard_patience(settings) + settings.verify + settings.grace + MARGIN);
+    wait_for_the_dying(&scene)?;
     supervisor.status("waiting until no other program starts or stops an agent");
     let guard = match wait_for_guard(&scene, &mut vigil, report)? {
         Ok(guard) => guard,
@@ -111,6 +116,14 @@ fn run(
         // ends with 1 then. A supervisor must not take a stop for a failure.
         _ => Outcome::Interrupted(interruption),
     })
+}
+
+/// The kernel kills an agent with its starter, and takes a moment; a supervisor
+/// that is quicker must not be told that an agent runs.
+fn wait_for_the_dying(scene: &Scene<'_>) -> Result<(), Failure> {
+    let mut deadline = Deadline::after(DYING_LIMIT);
+    while matches!(scene.tracking()?, Tracking::Running(_)) && deadline.wait() {}
+    Ok(())
 }
 
 /// Waits until the agent is dead (`None`) or this program is asked to end.

@@ -323,6 +323,44 @@ fn an_agent_does_not_outlive_a_starter_that_is_killed() {
 }
 
 #[test]
+fn a_starter_killed_at_any_moment_is_in_nobodys_way() {
+    type Moment = fn(&World) -> bool;
+    let moments: [(&str, Moment); 4] = [
+        ("the startup lock", |world| world.lock_file().exists()),
+        ("the PID file", |world| world.pid_file().exists()),
+        ("the agent's first instruction", |world| {
+            !world.starts().is_empty()
+        }),
+        ("the readiness line", |world| {
+            world.log().contains("registered worker")
+        }),
+    ];
+    for (name, moment) in moments {
+        let world = World::new();
+        let mut starter = Starter::begin(&world, &[]);
+        until(name, || moment(&world));
+        world.kill(starter.pid());
+        starter.ended(&world);
+        // Not even for the time that the kernel takes to kill the agent: a new
+        // start waits for nobody, and is refused or has the only agent.
+        let mut next = Starter::begin(&world, &[]);
+        until("the next start's verdict", || {
+            !next.lives() || said(&world).contains("OK: agent started")
+        });
+        if !next.lives() {
+            assert_eq!(next.ended(&world).code(), Some(REFUSED), "{name}");
+            until("the agent to be gone", || world.agents().is_empty());
+            next = Starter::up(&world).0;
+        }
+        world.assert_one_agent();
+        world.assert_no_overlap();
+        world.signal(next.pid(), Signal::TERM);
+        next.ended(&world);
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
 fn a_reader_that_does_not_read_stops_nothing() {
     let world = World::new();
     let mut command = world.program(Program::Start);

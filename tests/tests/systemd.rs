@@ -528,6 +528,35 @@ fn a_stop_that_the_unit_itself_calls_does_not_wait_for_the_unit() {
 }
 
 #[test]
+fn a_stop_or_restart_while_the_unit_starts_goes_by_systemd() {
+    let Some(sandbox) = installed("a stop while the unit starts") else {
+        return;
+    };
+    sandbox.configure("TEST_AGENT_READY_DELAY=600\nVOICE_GUARD_VERIFY_SECONDS=600");
+    sandbox.expect("systemctl start --no-block letta-voice-agent-safe", 0);
+    sandbox.until("the agent to be born", "test -s /srv/state/starts.log");
+    let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    assert!(
+        said.contains("systemd has stopped letta-voice-agent-safe.service"),
+        "{said}"
+    );
+    nothing_left(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+
+    sandbox.expect(
+        "rm /srv/state/starts.log; systemctl start --no-block letta-voice-agent-safe",
+        0,
+    );
+    sandbox.until("the agent to be born", "test -s /srv/state/starts.log");
+    sandbox.configure("");
+    sandbox.expect("/srv/agent/restart_voice_system.sh", 0);
+    one_agent(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
+    assert_eq!(property(&sandbox, UNIT, "NRestarts"), "0");
+    no_overlap(&sandbox);
+}
+
+#[test]
 fn a_stop_between_two_starts_says_that_another_comes() {
     let Some(sandbox) = installed("a stop between two starts of the unit") else {
         return;
