@@ -138,6 +138,10 @@ fn the_four_commands_of_the_document_make_one_agent_that_comes_back() {
     sandbox.expect("systemctl daemon-reload", 0);
     assert_eq!(one_agent(&sandbox), agent);
 
+    // It has nothing to read again.
+    sandbox.expect("! systemctl reload letta-voice-agent-safe", 0);
+    assert_eq!(one_agent(&sandbox), agent);
+
     // Killed, it comes back; whoever of the two was killed.
     sandbox.expect(&format!("kill -9 {agent}"), 0);
     let second = another_agent(&sandbox, UNIT, agent);
@@ -146,7 +150,7 @@ fn the_four_commands_of_the_document_make_one_agent_that_comes_back() {
         0,
     );
     let third = another_agent(&sandbox, UNIT, second);
-    sandbox.expect("systemctl restart letta-voice-agent-safe", 0);
+    sandbox.expect("systemctl reload-or-restart letta-voice-agent-safe", 0);
     let fourth = one_agent(&sandbox);
     assert!(![agent, second, third].contains(&fourth));
     assert_eq!(property(&sandbox, UNIT, "Result"), "success");
