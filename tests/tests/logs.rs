@@ -230,3 +230,39 @@ fn logrotate_empties_the_log_and_the_agent_goes_on_writing() {
         },
     );
 }
+
+#[test]
+fn what_a_supervisor_reads_goes_on_after_a_rotation() {
+    if !available(&["logrotate"], "rotation under a supervised agent") {
+        return;
+    }
+    let clone = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    Room::new().tmpfs("/tmp", "mode=1777").keep(clone).enter(
+        "what_a_supervisor_reads_goes_on_after_a_rotation",
+        || {
+            let mut world = World::new();
+            let log = Path::new("/tmp/voice_agent.log");
+            world.set("VOICE_GUARD_LOG_FILE", log);
+            fs::write(world.script(), TALKER).unwrap();
+            let journal = world.path("journal");
+            let mut command = world.program(Program::Start);
+            command
+                .arg("--foreground")
+                .stdout(File::create(&journal).unwrap());
+            let mut starter = command.spawn().unwrap();
+            let copied = || numbers(&read(&journal)).into_iter().flatten().last();
+            until("lines for the supervisor", || copied().is_some());
+            for _ in 0..3 {
+                logrotate(&world, &["--force"]);
+                let (_, last) = assert_whole(
+                    read(&numbered(log, 1)).trim_start_matches("registered worker\n"),
+                    "the copy",
+                );
+                until("lines after the rotation", || copied() > Some(last + 100));
+            }
+            world.signal(starter.id(), Signal::TERM);
+            starter.wait().unwrap();
+            world.assert_nothing_left();
+        },
+    );
+}
