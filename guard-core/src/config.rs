@@ -285,7 +285,8 @@ impl Config {
             Err(error) => {
                 let message = error.message().trim().to_owned();
                 let failure = complaint(path, &text, error.span(), &message);
-                Err(match suggestion(&message) {
+                let written = error.span().and_then(|span| text.get(span));
+                Err(match suggestion(&message, written.unwrap_or_default()) {
                     Some(suggestion) => failure.help(suggestion),
                     None => failure.help(format!(
                         "see docs/voice-system.md, and check again with: start-voice-system --check-config --config {}",
@@ -388,8 +389,15 @@ fn position(text: &str, at: usize) -> (usize, usize) {
     )
 }
 
-/// "did you mean …?", from a message "unknown field `x`, expected one of `a`, `b`".
-fn suggestion(message: &str) -> Option<String> {
+/// What was probably meant, from a message of the parser and what is `written`
+/// there.
+fn suggestion(message: &str, written: &str) -> Option<String> {
+    if let Some(expected) = message.strip_prefix("invalid type: ") {
+        return right_type(expected, written);
+    }
+    if let Some(field) = message.strip_prefix("missing field ") {
+        return Some(format!("add {} = …", field.trim_matches('`')));
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
     if !message.starts_with("unknown ") {
@@ -469,9 +477,69 @@ pub(crate) fn substitute(
     Ok(result)
 }
 
+/// The same value in the type that is wanted.
+fn right_type(message: &str, written: &str) -> Option<String> {
+    let (found, expected) = message.split_once(", expected ")?;
+    let written = written.trim();
+    let bare = written.trim_matches(['"', '\'']);
+    if expected.starts_with("a sequence") && found == "map" {
+        let name = bare.trim_matches(['[', ']']);
+        let name = if name.is_empty() || name.contains('\n') {
+            "companion"
+        } else {
+            name
+        };
+        return Some(format!(
+            "there may be several: write [[{name}]], with two pairs of brackets"
+        ));
+    }
+    if expected.starts_with("a sequence") {
+        let words: Vec<String> = bare
+            .split_whitespace()
+            .map(|word| format!("{word:?}"))
+            .collect();
+        return Some(format!("write a list: [{}]", words.join(", ")));
+    }
+    if expected.starts_with("a string") && !written.starts_with(['[', '{']) {
+        return Some(format!("write it in quotes: {bare:?}"));
+    }
+    if found.starts_with("string") && !expected.starts_with("struct") {
+        return Some(format!("write it without quotes: {bare}"));
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrong_type_is_answered_with_the_right_one() {
+        let command = "[[companion]]\nname = \"a\"\ncommand = [\"a\"]\n";
+        for (text, expected) in [
+            (
+                "[companion]\nname = \"a\"\n".to_owned(),
+                "write [[companion]]",
+            ),
+            (
+                "[[companion]]\nname = \"a\"\ncommand = \"python3 x.py\"\n".to_owned(),
+                "write a list: [\"python3\", \"x.py\"]",
+            ),
+            (format!("{command}needs = \"b\"\n"), "write a list: [\"b\"]"),
+            (
+                format!("{command}restart = \"true\"\n"),
+                "without quotes: true",
+            ),
+            ("[agent]\nmode = 3\n".to_owned(), "in quotes: \"3\""),
+            (
+                "[[companion]]\ncommand = [\"a\"]\n".to_owned(),
+                "add name = ",
+            ),
+        ] {
+            let (message, help) = complaint_of(&text);
+            assert!(help.contains(expected), "{message}: {help}");
+        }
+    }
 
     fn complaint_of(text: &str) -> (String, String) {
         let failure = Config::parse(Path::new("v.toml"), text.to_owned()).unwrap_err();

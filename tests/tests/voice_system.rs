@@ -220,7 +220,7 @@ fn what_is_wrong_with_the_configuration_is_named_with_its_place() {
             "[agent]\nmode = 1\n".to_owned(),
             "2:8",
             "expected a string",
-            "--check-config",
+            "write it in quotes: \"1\"",
         ),
         (
             "[agent]\nenv_files = [\"nope.env\"]\n".to_owned(),
