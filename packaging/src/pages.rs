@@ -238,6 +238,10 @@ const FILES: &[(&str, &str)] = &[
         "empty; its lock is what these programs exclude each other by. It is never removed",
     ),
     (
+        "/tmp/.voice-system-PROJECT.guard",
+        "the same for the whole system of a project that has a voice-system.toml",
+    ),
+    (
         "/tmp/voice_agent.log",
         "what the agent says; emptied at each start, the ends of the five logs before it are \
          kept as .1 to .5",
