@@ -63,6 +63,8 @@ impl Attendant {
     /// When no descriptor is to be had.
     pub fn attend(&mut self, agent: &Newborn, log: &AgentLog) -> io::Result<()> {
         self.agent = Some((agent.pid, agent.pidfd.try_clone()?));
+        // Whoever has sent our output into the log has it there already.
+        self.copies = self.copies && !is_output(log)?;
         if self.copies {
             self.copy = Some(LogCopy::of(log)?);
         }
@@ -257,6 +259,13 @@ impl LogCopy {
             }
         }
     }
+}
+
+/// Is our standard output this very file? A copy of itself would have no end.
+fn is_output(log: &AgentLog) -> io::Result<bool> {
+    let log = rustix::fs::fstat(log.output())?;
+    let output = rustix::fs::fstat(io::stdout())?;
+    Ok((log.st_dev, log.st_ino) == (output.st_dev, output.st_ino))
 }
 
 /// Readable whenever the log was written to. The file itself is watched, not

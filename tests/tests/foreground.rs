@@ -128,6 +128,37 @@ fn the_agents_output_is_in_the_log_and_on_standard_output() {
 }
 
 #[test]
+fn output_that_goes_into_the_log_is_not_copied_there() {
+    let world = World::new();
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(world.log_file())
+        .unwrap();
+    let mut command = world.program(Program::Start);
+    command.arg("--foreground").stdout(log);
+    let mut child = command.spawn().unwrap();
+    until("the agent to be started", || {
+        world.log().contains("OK: agent started")
+    });
+    world.signal(child.id(), Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(
+        world.log().matches("starting worker").count(),
+        1,
+        "{}",
+        world.log()
+    );
+    assert_eq!(
+        world.log().matches("good-bye").count(),
+        1,
+        "{}",
+        world.log()
+    );
+    world.assert_nothing_left();
+}
+
+#[test]
 fn a_log_that_is_emptied_is_copied_on_from_its_beginning() {
     let world = World::new();
     let (mut starter, _) = Starter::up(&world);
