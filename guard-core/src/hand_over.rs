@@ -17,11 +17,12 @@ use crate::system::guard_patience;
 /// The system unit's name, as the documents have it.
 const SYSTEM_UNIT: &str = "letta-voice-agent-safe.service";
 
-/// The units that run agents of the family, confirmed by systemd.
+/// The units that run agents of the family, confirmed by systemd, which is to be
+/// asked to do this with them.
 ///
 /// # Errors
 /// When systemd cannot be asked, or `/proc` cannot be read.
-pub(crate) fn units(scene: &Scene<'_>) -> Result<Vec<Unit>, Failure> {
+pub(crate) fn units(scene: &Scene<'_>, verb: Verb) -> Result<Vec<Unit>, Failure> {
     if !is_booted_by_systemd() {
         return Ok(Vec::new());
     }
@@ -36,16 +37,16 @@ pub(crate) fn units(scene: &Scene<'_>) -> Result<Vec<Unit>, Failure> {
     };
     let running = sighting.agents.into_iter().filter_map(|agent| agent.unit);
     for unit in running.chain(starting) {
-        if is_confirmed(&unit)? && !units.contains(&unit) {
+        if is_confirmed(&unit, verb)? && !units.contains(&unit) {
             units.push(unit);
         }
     }
     Ok(units)
 }
 
-fn is_confirmed(unit: &Unit) -> Result<bool, Failure> {
+fn is_confirmed(unit: &Unit, verb: Verb) -> Result<bool, Failure> {
     unit.is_confirmed()
-        .map_err(|error| cannot_ask(unit, "show", &error))
+        .map_err(|error| cannot_ask(unit, verb.word(), &error))
 }
 
 fn cannot_ask(unit: &Unit, verb: &str, error: &str) -> Failure {
@@ -70,7 +71,7 @@ pub(crate) fn from_inside(
         return Ok(None);
     }
     let scene = Scene::open(settings)?;
-    let Some(unit) = own_unit(&scene)? else {
+    let Some(unit) = own_unit(&scene, verb)? else {
         return Ok(None);
     };
     match verb {
@@ -84,7 +85,7 @@ pub(crate) fn from_inside(
 }
 
 /// The unit whose agent has called this program.
-fn own_unit(scene: &Scene<'_>) -> Result<Option<Unit>, Failure> {
+fn own_unit(scene: &Scene<'_>, verb: Verb) -> Result<Option<Unit>, Failure> {
     let failure = |error: std::io::Error| proc_failure(&error);
     // An agent that has executed this program is none any more, and its starter
     // is still its parent.
@@ -92,12 +93,12 @@ fn own_unit(scene: &Scene<'_>) -> Result<Option<Unit>, Failure> {
     let ancestors = scene.table.ancestors(own).map_err(failure)?;
     for pid in std::iter::once(own).chain(ancestors) {
         if let Some(unit) = Unit::of(&scene.table, pid).map_err(failure)?
-            && is_confirmed(&unit)?
+            && is_confirmed(&unit, verb)?
         {
             return Ok(Some(unit));
         }
     }
-    for unit in units(scene)? {
+    for unit in units(scene, verb)? {
         if unit.holds_caller(&scene.table).map_err(failure)? {
             return Ok(Some(unit));
         }
@@ -240,7 +241,7 @@ fn end_starter(unit: &Unit) -> Result<bool, Failure> {
         return Ok(false);
     };
     // Looked at again after the pidfd was opened: a number may be recycled.
-    if !is_confirmed(unit)? {
+    if !is_confirmed(unit, Verb::Restart)? {
         return Ok(false);
     }
     Ok(pidfd_send_signal(&pidfd, Signal::TERM).is_ok())

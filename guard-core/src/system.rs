@@ -51,11 +51,12 @@ pub(crate) fn start_agent(
 ) -> Result<Outcome, Failure> {
     {
         let scene = Scene::open(settings)?;
-        let units = hand_over::units(&scene)?;
-        if !units.is_empty() {
-            let tracked = tracked(&scene)?;
-            let agents = scene.look(tracked)?.agents;
-            if agents.len() > 1 {
+        let tracked = tracked(&scene)?;
+        let agents = scene.look(tracked)?.agents;
+        let is_supervised = agents.iter().any(|agent| agent.unit.is_some());
+        if agents.len() > 1 && is_supervised {
+            let units = hand_over::units(&scene, Verb::Restart)?;
+            if !units.is_empty() {
                 report.replacing(&agents, &scene.mode());
                 report.agents(&agents, tracked);
                 let no_more = |_: &mut Vigil, _: &mut Report| Ok(None);
@@ -131,7 +132,7 @@ pub(crate) fn restart_agent(
 ) -> Result<Outcome, Failure> {
     {
         let scene = Scene::open(settings)?;
-        let units = hand_over::units(&scene)?;
+        let units = hand_over::units(&scene, Verb::Restart)?;
         if !units.is_empty() {
             let sighting = scene.look(tracked(&scene)?)?;
             report.restarting(sighting.agents.len(), sighting.orphans.len());

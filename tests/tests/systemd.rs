@@ -728,6 +728,15 @@ fn a_user_without_root_has_a_unit_of_his_own() {
         &format!("test -s /tmp/letta_voice_agent.pid && test \"$(cat /tmp/letta_voice_agent.pid)\" != {agent} && test ! -e /tmp/letta_voice_agent.lock"),
     );
     let second = one_agent(&sandbox);
+    // Another user may not, and is told who may.
+    let other = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    let said = sandbox.expect(&format!("{other} /srv/agent/stop_voice_agent_safe.sh"), 1);
+    assert!(
+        said.contains("systemctl --user stop letta-voice-agent.service, as user voice"),
+        "{said}"
+    );
+    sandbox.expect(&format!("{other} /srv/agent/start_voice_system.sh"), 0);
+    assert_eq!(one_agent(&sandbox), second);
     // He restarts it through his systemd, and root does too.
     typed("/srv/agent/restart_voice_system.sh", 0);
     let third = one_agent(&sandbox);
