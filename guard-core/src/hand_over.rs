@@ -14,9 +14,6 @@ use crate::stop::tracked;
 use crate::supervision::{Unit, Waiting, is_booted_by_systemd, is_called_by_systemd};
 use crate::system::guard_patience;
 
-/// The system unit's name, as the documents have it.
-const SYSTEM_UNIT: &str = "letta-voice-agent-safe.service";
-
 /// The units that run agents of the family, confirmed by systemd, which is to be
 /// asked to do this with them.
 ///
@@ -40,6 +37,9 @@ pub(crate) fn units(scene: &Scene<'_>, verb: Verb) -> Result<Vec<Unit>, Failure>
         if is_confirmed(&unit, verb)? && !units.contains(&unit) {
             units.push(unit);
         }
+    }
+    if units.is_empty() {
+        units = about_to_start(scene.settings);
     }
     Ok(units)
 }
@@ -173,19 +173,30 @@ pub(crate) fn stop(
     })
 }
 
-/// Says that systemd will start an agent again, where none runs just now.
-pub(crate) fn warn_of_the_next(settings: &Settings, report: &mut Report) {
-    if !settings.family.is_original() || !is_booted_by_systemd() {
-        return;
-    }
-    if let Some(unit) = Unit::about_to_start(SYSTEM_UNIT) {
-        report.about_to_start(&unit);
+/// The units without an agent that systemd is about to start again. Which family
+/// their agents are of cannot be seen; the documents' units are the original's.
+pub(crate) fn about_to_start(settings: &Settings) -> Vec<Unit> {
+    if settings.family.is_original() && is_booted_by_systemd() {
+        Unit::about_to_start()
+    } else {
+        Vec::new()
     }
 }
 
 /// What a person asks for is not counted against `StartLimitBurst=`.
 fn forgive(unit: &Unit) {
     let _ = unit.ask("reset-failed", Waiting::Yes);
+}
+
+/// Starts a unit that systemd is about to start again: that is a restart, a start
+/// would wait for the same time (`Restart=`, `RestartSec=`).
+///
+/// # Errors
+/// When systemd does not.
+pub(crate) fn start_waiting(unit: &Unit) -> Result<(), Failure> {
+    forgive(unit);
+    unit.ask("restart", Waiting::Yes)
+        .map_err(|error| cannot_ask(unit, "restart", &error))
 }
 
 /// Starts a unit, and waits until its agent is verified.

@@ -466,6 +466,9 @@ impl Report {
             Refusal::Busy(holder) => format!("{} is at work", holder_name(*holder)),
             Refusal::Orphans => "workers of a dead agent still answer calls".to_owned(),
             Refusal::CannotTell => "cannot tell whether an agent is running".to_owned(),
+            Refusal::Supervised(unit) => {
+                format!("systemd will start an agent in a moment, as {}", unit.name)
+            }
             Refusal::Rival => {
                 "another agent was started at the same time; ours was stopped".to_owned()
             }
@@ -478,6 +481,9 @@ impl Report {
             Refusal::Running | Refusal::Orphans => self.advise_program("stop-voice-agent-safe"),
             Refusal::Starting(..) | Refusal::Busy(_) => {
                 self.advise("wait for it to end, then try again".to_owned());
+            }
+            Refusal::Supervised(unit) => {
+                self.advise(format!("start it now with: {}", unit.command("restart")));
             }
             Refusal::CannotTell | Refusal::Rival => {}
         }
@@ -666,15 +672,6 @@ impl Report {
     /// systemd has stopped a unit.
     pub fn unit_stopped(&mut self, unit: &Unit) {
         self.say(Tone::Plain, &format!("  systemd has stopped {}", unit.name));
-    }
-
-    /// Nothing runs, and systemd waits to start an agent again.
-    pub fn about_to_start(&mut self, unit: &Unit) {
-        self.note(format!(
-            "systemd will start an agent again in a moment, as {}: {} keeps it down",
-            unit.name,
-            unit.command("stop")
-        ));
     }
 
     /// systemd was asked, by a program that will not see it done.
@@ -910,6 +907,8 @@ pub enum Refusal<'a> {
     Busy(Option<(Pid, Option<&'a str>)>),
     /// Orphan workers that these programs did not start.
     Orphans,
+    /// systemd waits to start one again.
+    Supervised(&'a Unit),
     /// Something could not be found out.
     CannotTell,
     /// An original starter was as fast as we were.

@@ -18,6 +18,7 @@ use crate::detach::DETACH_VARIABLE;
 use crate::env_file;
 use crate::failure::Failure;
 use crate::guard::HeldGuard;
+use crate::hand_over;
 use crate::log_file::{AgentLog, LogError};
 use crate::notify::NOTIFY_VARIABLE;
 use crate::outcome::Outcome;
@@ -53,6 +54,11 @@ pub(crate) const LAST_LINES: usize = 20;
 /// When something that a start needs is missing or cannot be used.
 pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
+    // One of ours beside it would be refused by it, and not supervised.
+    if let [unit, ..] = hand_over::about_to_start(settings).as_slice() {
+        report.refused(&Refusal::Supervised(unit));
+        return Ok(Outcome::Refused);
+    }
     let Some(guard) = guard_or_refusal(&scene, report)? else {
         return Ok(Outcome::Refused);
     };

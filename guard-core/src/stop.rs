@@ -100,7 +100,6 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
     remove_tracking_files(&scene, report)?;
     if ended == 0 {
         report.nothing_to_stop();
-        hand_over::warn_of_the_next(settings, report);
         return Ok(Outcome::NothingToStop);
     }
     report.stopped();

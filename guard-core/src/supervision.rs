@@ -5,7 +5,7 @@
 //! `cron.service`) is run by nobody.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::agent::MARK_VARIABLE;
@@ -18,6 +18,10 @@ const STARTER: &str = "start-voice-agent-safe";
 
 /// Exists on a machine that systemd has booted (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
+
+/// The units' names in the documents.
+const SYSTEM_UNIT: &str = "letta-voice-agent-safe.service";
+const USER_UNIT: &str = "letta-voice-agent.service";
 
 /// Where an administrator and a package put system units (`systemd.unit(5)`).
 const UNIT_FOLDERS: [&str; 3] = [
@@ -88,23 +92,34 @@ impl Unit {
         }))
     }
 
-    /// A unit by its name, if systemd will start it again in a moment.
+    /// The units that the documents name and that have no agent just now, since
+    /// systemd waits to start them again: the machine's, and the caller's own.
     #[must_use]
-    pub fn about_to_start(name: &str) -> Option<Self> {
-        // systemd is asked only where somebody has installed it.
-        let is_there = UNIT_FOLDERS
-            .iter()
-            .any(|folder| Path::new(folder).join(name).exists());
-        if !is_there {
-            return None;
-        }
-        let unit = Self {
-            name: name.to_owned(),
-            manager: Manager::System,
-            starter: Pid::own(),
-        };
-        let state = unit.property("SubState").ok()?;
-        (state == "auto-restart").then_some(unit)
+    pub fn about_to_start() -> Vec<Self> {
+        let me = rustix::process::geteuid().as_raw();
+        let own_folder = std::env::var_os("HOME")
+            .map(|home| Path::new(&home).join(".config/systemd/user"))
+            .into_iter()
+            .collect();
+        let system_folders = UNIT_FOLDERS.iter().map(PathBuf::from).collect();
+        let known: [(&str, Manager, Vec<PathBuf>); 2] = [
+            (SYSTEM_UNIT, Manager::System, system_folders),
+            (USER_UNIT, Manager::User(me), own_folder),
+        ];
+        known
+            .into_iter()
+            // systemd is asked only where somebody has installed one.
+            .filter(|(name, _, folders)| folders.iter().any(|folder| folder.join(name).exists()))
+            .map(|(name, manager, _)| Self {
+                name: name.to_owned(),
+                manager,
+                starter: Pid::own(),
+            })
+            .filter(|unit| {
+                unit.property("SubState")
+                    .is_ok_and(|state| state.starts_with("auto-restart"))
+            })
+            .collect()
     }
 
     /// Does this program live in the unit's control group?

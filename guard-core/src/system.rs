@@ -54,6 +54,15 @@ pub(crate) fn start_agent(
         let tracked = tracked(&scene)?;
         let agents = scene.look(tracked)?.agents;
         let is_supervised = agents.iter().any(|agent| agent.unit.is_some());
+        if agents.is_empty()
+            && let [unit, ..] = hand_over::about_to_start(settings).as_slice()
+        {
+            hand_over::start_waiting(unit)?;
+            return Ok(match hand_over::verified(&scene, report)? {
+                Some(_) => Outcome::Started,
+                None => Outcome::Failed,
+            });
+        }
         if agents.len() > 1 && is_supervised {
             let units = hand_over::units(&scene, Verb::Restart)?;
             if !units.is_empty() {

@@ -561,7 +561,7 @@ fn a_stop_or_restart_while_the_unit_starts_goes_by_systemd() {
 }
 
 #[test]
-fn a_stop_between_two_starts_says_that_another_comes() {
+fn between_two_starts_of_the_unit_systemd_is_asked() {
     let Some(sandbox) = installed("a stop between two starts of the unit") else {
         return;
     };
@@ -576,11 +576,33 @@ fn a_stop_between_two_starts_says_that_another_comes() {
         "the unit to wait",
         "test \"$(systemctl show -P SubState letta-voice-agent-safe)\" = auto-restart",
     );
-    let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
+    let said = sandbox.expect("/srv/agent/start_voice_agent_safe.sh", 1);
     assert!(
-        said.contains("systemctl stop letta-voice-agent-safe.service"),
+        said.contains("ERROR: Already running or locked: systemd will start"),
         "{said}"
     );
+    assert!(
+        said.contains("systemctl restart letta-voice-agent-safe.service"),
+        "{said}"
+    );
+    sandbox.expect("runuser -u voice /srv/agent/stop_voice_agent_safe.sh", 1);
+    // systemd starts it now.
+    sandbox.expect("/srv/agent/start_voice_system.sh", 0);
+    let mut before = agent;
+    for script in ["restart_voice_system.sh", "stop_voice_agent_safe.sh"] {
+        let agent = one_agent(&sandbox);
+        assert_ne!(agent, before);
+        assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
+        sandbox.expect(&format!("kill -9 {agent}"), 0);
+        sandbox.until(
+            "the unit to wait",
+            "test \"$(systemctl show -P SubState letta-voice-agent-safe)\" = auto-restart",
+        );
+        sandbox.expect(&format!("/srv/agent/{script}"), 0);
+        before = agent;
+    }
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
+    nothing_left(&sandbox);
 }
 
 // ---- The other units.
