@@ -94,18 +94,22 @@ fn run(
         Brought::Not(outcome) => return Ok(outcome),
     };
     supervisor.ready(report.message());
-    let asked = wait_for_end(&start, &mut vigil)?;
+    let asked = wait_for_end(&start, &mut vigil);
     supervisor.stopping(
         "ending what was born of the agent",
         settings.grace * 2 + MARGIN,
     );
-    if asked == Some(Interruption::Interrupt) {
-        interrupt(&start, settings.grace, &mut vigil)?;
-    }
+    let asked = asked.and_then(|asked| {
+        if asked == Some(Interruption::Interrupt) {
+            interrupt(&start, settings.grace, &mut vigil)?;
+        }
+        Ok(asked)
+    });
+    // However it came to this: nothing of the agent outlives its starter.
     let ending = start.end_family(&mut vigil, report);
     attendant.borrow_mut().finish();
     forget(&scene, &start, report)?;
-    let Some(interruption) = asked else {
+    let Some(interruption) = asked? else {
         report.ended_by_itself(start.pid(), ending, &settings.log_file);
         return Ok(Outcome::AgentEnded(ending));
     };

@@ -568,7 +568,7 @@ impl Report {
         self.headline(
             Tone::Good,
             format!(
-                "OK: agent (PID {pid}) stopped on {}: {how}; nothing of it is left",
+                "OK: agent (PID {pid}) stopped on {}: {how}",
                 interruption.name()
             ),
         );
