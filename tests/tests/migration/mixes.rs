@@ -18,10 +18,11 @@ const REFUSAL: &str = "ERROR: Already running or locked";
 
 /// What old starters call after a start, and here waits for the event instead:
 /// the agent's first instruction, whose PID is the last in the list of starts.
+/// (The one before it may still be a zombie; that has no command line.)
 const SLEEP: &str = r#"#!/bin/sh
 [ "$1" = until-born ] || exec /bin/sleep "$@"
 looks=0
-until kill -0 "$(tail -n 1 "$TEST_AGENT_STARTS_LOG")" 2>/dev/null || [ "$looks" = 1000 ]; do
+until grep -q . "/proc/$(tail -n 1 "$TEST_AGENT_STARTS_LOG")/cmdline" 2>/dev/null || [ "$looks" = 1000 ]; do
     looks=$((looks + 1))
     /bin/sleep 0.01
 done
