@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use scenarios::surroundings::Terminal;
 use scenarios::{
-    Barrier, Program, World, eventually, is_alive, is_full_proof, left_out, process, rounds, text,
-    until,
+    Barrier, Program, World, eventually, is_alive, is_full_proof, left_out, process, slow_rounds,
+    text, until,
 };
 
 use super::{expect, expect_of, old_folder};
@@ -197,7 +197,7 @@ fn an_old_starter_racing_a_wrapper_ends_with_one_agent() {
         &["start_voice_agent_safe", "--wrapper"],
         0,
     );
-    for round in 0..rounds(4) {
+    for round in 0..slow_rounds(4) {
         let lead = Duration::from_millis(20) * u32::try_from(round % 3).unwrap();
         let mut new = world.command("bash");
         new.arg(world.link(Program::Start));
