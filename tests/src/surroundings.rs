@@ -143,10 +143,13 @@ impl Stranger {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stranger = Self { child };
-        // Until its exec it is a copy of the test.
+        // Until its exec it is a copy of the test, and in the middle nothing.
         until("a stranger to have begun", || {
             let own = crate::process(std::process::id()).expect("the test itself");
-            crate::process(stranger.pid()).is_none_or(|process| process.argv != own.argv)
+            crate::process(stranger.pid()).is_none_or(|process| {
+                let begun = !process.argv.is_empty() && process.argv != own.argv;
+                begun || !process.lives()
+            })
         });
         stranger
     }

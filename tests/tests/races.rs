@@ -21,17 +21,17 @@ const REFUSAL: &str = "ERROR: Already running or locked";
 
 #[test]
 fn two_starters_make_one_agent() {
-    starters_race(&World::new(), 2, rounds(25));
+    starters_race(&World::new(), 2, rounds(12));
 }
 
 #[test]
 fn twenty_starters_make_one_agent() {
-    starters_race(&World::new(), 20, rounds(10));
+    starters_race(&World::new(), 20, rounds(6));
 }
 
 #[test]
 fn sixty_four_starters_make_one_agent() {
-    starters_race(&World::new(), 64, rounds(4));
+    starters_race(&World::new(), 64, rounds(2));
 }
 
 /// Under pyenv `python3` is a shell script for its first tens of milliseconds:
@@ -125,7 +125,7 @@ fn checks_together_all_find_a_stale_pid_file_safe() {
 #[test]
 fn a_start_against_a_stop_ends_with_a_tracked_agent_or_none() {
     let world = World::new();
-    for round in 0..rounds(20) {
+    for round in 0..rounds(10) {
         // Every other round there is an agent to begin with.
         if round % 2 == 1 && world.agents().is_empty() {
             world.expect(Program::Start, 0);
@@ -172,7 +172,7 @@ fn starts_and_stops_in_a_crowd_end_with_a_tracked_agent_or_none() {
 #[test]
 fn a_start_against_a_restart_ends_with_one_agent() {
     let world = World::new();
-    for round in 0..rounds(15) {
+    for round in 0..rounds(5) {
         let ended = together(&world, &[Program::Start, Program::Restart]);
         let context = || world.transcript(round, &ended);
         assert_eq!(ended[1].code(), Some(0), "{}", context());
@@ -190,7 +190,7 @@ fn a_start_against_a_restart_ends_with_one_agent() {
 #[test]
 fn system_starts_together_all_succeed_with_one_agent() {
     let world = World::new();
-    for round in 0..rounds(8) {
+    for round in 0..rounds(5) {
         let before = world.starts().len();
         let running = world.agents();
         let ended = together(&world, &[Program::System; 8]);
@@ -283,7 +283,7 @@ fn everything_at_once_never_makes_two_agents() {
 #[test]
 fn starters_make_one_agent_while_the_files_are_being_deleted() {
     let world = World::new();
-    for round in 0..rounds(8) {
+    for round in 0..rounds(5) {
         let ended = while_deleting(&world, || together(&world, &[Program::Start; 20]));
         let context = || world.transcript(round, &ended);
         let started = ended.iter().filter(|one| one.code() == Some(0)).count();
