@@ -177,32 +177,6 @@ fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
 }
 
-/// Which part of the cases a process visits, as `PART/PARTS`: a sweep mostly
-/// waits for the next call of the program that it traces.
-const PART: &str = "VOICE_GUARD_SWEEP_PART";
-
-/// Processes that share a full sweep.
-const PARTS: usize = 2;
-
-/// The part that falls to this process, and of how many.
-fn part() -> (usize, usize) {
-    std::env::var(PART)
-        .ok()
-        .and_then(|part| {
-            let (part, parts) = part.split_once('/')?;
-            Some((part.parse().ok()?, parts.parse().ok()?))
-        })
-        .unwrap_or((0, 1))
-}
-
-/// Which part of so many visits this case.
-fn owner(case: &Case, parts: usize) -> usize {
-    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-    let mut hasher = DefaultHasher::new();
-    case.to_string().hash(&mut hasher);
-    usize::try_from(hasher.finish() % parts as u64).expect("less than the parts")
-}
-
 /// How many cases a full sweep visits in a PID namespace that is not its own:
 /// each pass over all processes there makes thousands of calls.
 const CROWDED: usize = 400;
@@ -242,35 +216,21 @@ pub fn alone(test: &str, body: impl FnOnce()) {
     if is_alone() {
         body();
     } else if possible() {
-        let parts = match Extent::wanted() {
-            Extent::Everything => PARTS,
-            Extent::Sample | Extent::One(_) => 1,
-        };
-        let begun: Vec<_> = (0..parts)
-            .map(|part| {
-                let said = tempfile::tempfile().expect("a file for the output");
-                let process = unshare()
-                    .args(["/bin/sh", "-c", INIT, "sh"])
-                    .arg(std::env::current_exe().expect("this test executable"))
-                    .args([test, "--exact", "--nocapture", "--test-threads=1"])
-                    .env(ALONE, "1")
-                    .env(PART, format!("{part}/{parts}"))
-                    .env("RUST_BACKTRACE", "0")
-                    .stdout(said.try_clone().expect("the output file"))
-                    .stderr(said.try_clone().expect("the output file"))
-                    .spawn()
-                    .expect("unshare");
-                (process, said)
-            })
-            .collect();
-        let mut good = true;
+        let mut said = tempfile::tempfile().expect("a file for the output");
+        let status = unshare()
+            .args(["/bin/sh", "-c", INIT, "sh"])
+            .arg(std::env::current_exe().expect("this test executable"))
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(ALONE, "1")
+            .env("RUST_BACKTRACE", "0")
+            .stdout(said.try_clone().expect("the output file"))
+            .stderr(said.try_clone().expect("the output file"))
+            .status()
+            .expect("unshare");
         let mut words = String::new();
-        for (mut process, mut said) in begun {
-            good &= process.wait().expect("a part's end").success();
-            said.seek(SeekFrom::Start(0)).expect("rewind the output");
-            said.read_to_string(&mut words).expect("the output");
-        }
-        assert!(good, "{words}");
+        said.seek(SeekFrom::Start(0)).expect("rewind the output");
+        said.read_to_string(&mut words).expect("the output");
+        assert!(status.success(), "{words}");
         eprint!("{words}");
     } else {
         left_out(
@@ -302,14 +262,7 @@ impl Scenario<'_> {
         };
         let cases = match Extent::wanted() {
             Extent::One(case) => vec![case],
-            Extent::Everything if is_alone() => {
-                // Each part looks for itself, and no two looks are quite the
-                // same: whose a case is must not depend on the others.
-                let (part, parts) = part();
-                let mut cases = some(usize::MAX);
-                cases.retain(|case| owner(case, parts) == part);
-                cases
-            }
+            Extent::Everything if is_alone() => some(usize::MAX),
             Extent::Everything => {
                 left_out(
                     &format!("every call in {}", self.test.1),
