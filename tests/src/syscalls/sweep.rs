@@ -314,7 +314,7 @@ impl Scenario<'_> {
         eprintln!("{summary}");
         assert!(failures == 0, "{summary}\n(each failure is said above)");
         assert!(
-            tally.not_reached * 10 <= cases.len() + 30,
+            tally.not_reached * 10 <= cases.len() + 10,
             "{summary}\nthe runs differ too much from each other to visit every call"
         );
     }
@@ -350,8 +350,9 @@ impl Scenario<'_> {
         let mut output = String::new();
         let mut end = None;
         let mut judged = Ok(());
-        // A run may lack the last of its many reads; the next one may have it.
-        for _ in 0..2 {
+        // A run may lack the last of its many reads, on a busy machine several
+        // do; a later one has it.
+        for _ in 0..4 {
             judged = self.judged(Some(case), &plan, &mut |run| {
                 reached.clone_from(&run.reached);
                 output.clone_from(&run.output);
