@@ -20,7 +20,7 @@ use crate::start::{
 };
 use crate::startup_lock::{LockVerdict, STALE_AFTER, Starter};
 use crate::stop::{Clearing, clear_everything, guard_is_held, relayed, tracked};
-use crate::supervision::{Unit, Waiting};
+use crate::supervision::{Unit, Waiting, is_booted_by_systemd};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
 
@@ -49,33 +49,8 @@ pub(crate) fn start_agent(
     vigil: &mut Vigil,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
-    {
-        let scene = Scene::open(settings)?;
-        let tracked = tracked(&scene)?;
-        let agents = scene.look(tracked)?.agents;
-        let is_supervised = agents.iter().any(|agent| agent.unit.is_some());
-        if agents.is_empty()
-            && let [unit, ..] = hand_over::about_to_start(settings).as_slice()
-        {
-            hand_over::start_waiting(unit)?;
-            return Ok(match hand_over::verified(&scene, report)? {
-                Some(_) => Outcome::Started,
-                None => Outcome::Failed,
-            });
-        }
-        if agents.len() > 1 && is_supervised {
-            let units = hand_over::units(&scene, Verb::Restart)?;
-            if !units.is_empty() {
-                report.replacing(&agents, &scene.mode());
-                report.agents(&agents, tracked);
-                let no_more = |_: &mut Vigil, _: &mut Report| Ok(None);
-                let outcome = restart_units(&scene, &units, vigil, report, no_more)?;
-                return Ok(match outcome {
-                    Outcome::Restarted => Outcome::Replaced,
-                    other => other,
-                });
-            }
-        }
+    if let Some(outcome) = start_by_unit(settings, vigil, report)? {
+        return Ok(outcome);
     }
     with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         let tracked = tracked(scene)?;
@@ -205,6 +180,48 @@ pub(crate) fn restart_agent(
             }
         }
     })
+}
+
+/// What the system start does about units: one that waits to start again is
+/// started now, and duplicates beside one go by systemd. `None`: nothing of that.
+fn start_by_unit(
+    settings: &Settings,
+    vigil: &mut Vigil,
+    report: &mut Report,
+) -> Result<Option<Outcome>, Failure> {
+    if !is_booted_by_systemd() {
+        return Ok(None);
+    }
+    let scene = Scene::open(settings)?;
+    let tracked = tracked(&scene)?;
+    let agents = scene.look(tracked)?.agents;
+    if agents.is_empty() {
+        let waiting = hand_over::about_to_start(settings);
+        let Some(unit) = waiting.first() else {
+            return Ok(None);
+        };
+        hand_over::start_waiting(unit)?;
+        return Ok(Some(match hand_over::verified(&scene, report)? {
+            Some(_) => Outcome::Started,
+            None => Outcome::Failed,
+        }));
+    }
+    if agents.len() == 1 || agents.iter().all(|agent| agent.unit.is_none()) {
+        return Ok(None);
+    }
+    let units = hand_over::units(&scene, Verb::Restart)?;
+    if units.is_empty() {
+        return Ok(None);
+    }
+    report.replacing(&agents, &scene.mode());
+    report.agents(&agents, tracked);
+    let no_more = |_: &mut Vigil, _: &mut Report| Ok(None);
+    Ok(Some(
+        match restart_units(&scene, &units, vigil, report, no_more)? {
+            Outcome::Restarted => Outcome::Replaced,
+            other => other,
+        },
+    ))
 }
 
 /// Lets systemd stop the units, ends whatever else is there, and lets systemd
