@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use scenarios::Sandbox;
+use scenarios::{Sandbox, left_out};
 
 const UNIT: &str = "letta-voice-agent-safe";
 
@@ -345,6 +345,49 @@ fn hardening_is_what_the_unit_promises() {
         .and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok())
         .unwrap_or_else(|| panic!("{said}"));
     assert!(level <= 5.0, "{said}");
+}
+
+#[test]
+fn the_agent_has_the_limits_of_the_unit() {
+    let Some(sandbox) = installed("the unit's limits") else {
+        return;
+    };
+    let agent = started(&sandbox);
+    // The soft and the hard one of a process.
+    let limit = |pid: u32, name: &str| -> [u64; 2] {
+        let limits = sandbox.expect(&format!("cat /proc/{pid}/limits"), 0);
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let mut words = line
+            .unwrap_or_else(|| panic!("{limits}"))
+            .split_whitespace();
+        [words.next(), words.next()].map(|word| match word.unwrap() {
+            "unlimited" => u64::MAX,
+            number => number.parse().unwrap(),
+        })
+    };
+    assert_eq!(limit(agent, "Max core file size"), [0, 0]);
+    // Not beyond what the sandbox itself may give.
+    let files = limit(1, "Max open files")[1].min(65536);
+    assert_eq!(limit(agent, "Max open files"), [files, files]);
+    assert_eq!(property(&sandbox, UNIT, "TasksMax"), "2048");
+    let memory = property(&sandbox, UNIT, "MemoryMax");
+    assert!(
+        memory.parse::<u64>().is_ok_and(|bytes| bytes > 0),
+        "{memory}"
+    );
+    // Where the kernel has these controllers in the unified hierarchy, it counts.
+    let group = property(&sandbox, UNIT, "ControlGroup");
+    for (file, value) in [("pids.max", "2048"), ("memory.max", memory.as_str())] {
+        let path = format!("/sys/fs/cgroup{group}/{file}");
+        let set = sandbox.expect(&format!("cat {path} 2>/dev/null || echo none"), 0);
+        match set.trim() {
+            "none" => left_out(
+                &format!("{file} of the unit"),
+                "this kernel's controllers are not in the unified hierarchy",
+            ),
+            set => assert_eq!(set, value),
+        }
+    }
 }
 
 // ---- The commands by hand, while the unit runs.
@@ -710,7 +753,7 @@ fn a_user_without_root_has_a_unit_of_his_own() {
         .code()
         != Some(0)
     {
-        scenarios::left_out(
+        left_out(
             "the user's unit",
             "no systemd of a user's own (libpam-systemd, dbus)",
         );
@@ -805,7 +848,7 @@ fn cleaners_of_tmp_leave_the_tracking_files() {
 fn livekit_agents_1_4_6_is_one_worker_whatever_systemd_does_with_it() {
     let what = "livekit-agents 1.4.6 under systemd";
     let Some(venvs) = std::env::var_os("VOICE_GUARD_REAL_AGENTS") else {
-        scenarios::left_out(
+        left_out(
             what,
             "VOICE_GUARD_REAL_AGENTS names no folder; scripts/test makes one and sets it",
         );
@@ -814,7 +857,7 @@ fn livekit_agents_1_4_6_is_one_worker_whatever_systemd_does_with_it() {
     let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let python = clone.join(venvs).join("1.4.6/bin/python");
     if !python.is_file() {
-        scenarios::left_out(what, "it is not there; scripts/real-agents makes it");
+        left_out(what, "it is not there; scripts/real-agents makes it");
         return;
     }
     let Some(sandbox) = Sandbox::with_agent(what) else {
