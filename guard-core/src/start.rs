@@ -31,6 +31,7 @@ use crate::settings::{CALLED_AS_VARIABLE, EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
+use crate::supervision::is_booted_by_systemd;
 use crate::terminate::{Impatience, end, is_dead};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
@@ -54,8 +55,12 @@ pub(crate) const LAST_LINES: usize = 20;
 /// When something that a start needs is missing or cannot be used.
 pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
-    // One of ours beside it would be refused by it, and not supervised.
-    if let [unit, ..] = hand_over::about_to_start(settings).as_slice() {
+    // One of ours beside a unit that waits to start again would be refused by it,
+    // and not supervised. systemd is asked only if no agent is proven to run.
+    if is_booted_by_systemd()
+        && !matches!(scene.tracking()?, Tracking::Running(_))
+        && let [unit, ..] = hand_over::about_to_start(settings).as_slice()
+    {
         report.refused(&Refusal::Supervised(unit));
         return Ok(Outcome::Refused);
     }
