@@ -251,6 +251,18 @@ quoted() {
     QUOTED="\"$value\""
 }
 
+# is_unset_in VALUE: does it need a variable that this environment has not?
+# Sets UNSET, its name.
+is_unset_in() {
+    local rest=$1
+    while [[ $rest =~ $FROM_ENV([A-Za-z_][A-Za-z0-9_]*)$END_ENV ]]; do
+        UNSET=${BASH_REMATCH[1]}
+        [[ -v $UNSET ]] || return 0
+        rest=${rest/"${BASH_REMATCH[0]}"/}
+    done
+    return 1
+}
+
 # in_project PATH: sets IN_PROJECT, PATH seen from the project folder where it is inside.
 in_project() {
     IN_PROJECT=$1
@@ -271,7 +283,9 @@ in_place() {
 
 # add_string KEY VALUE COMMENT [WRAP]: WRAP is "[%s]" for a list.
 add_string() {
-    if quoted "$2"; then
+    if is_unset_in "$2"; then
+        not_translated "$3: $1 needs $UNSET, which is not set here; the programs would stop at such a line"
+    elif quoted "$2"; then
         # shellcheck disable=SC2059  # the format is ours
         add "$1 = $(printf "${4:-%s}" "$QUOTED")" "$3"
     else

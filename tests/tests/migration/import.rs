@@ -463,6 +463,8 @@ fn what_cannot_be_known_is_not_guessed() {
     let importer = Importer::new();
     for script in [
         "PID_FILE=$(mktemp)",
+        "PID_FILE=$NOT_SET_ANYWHERE",
+        "PID_FILE=\"${NOT_SET_ANYWHERE}/a\"",
         "PID_FILE=/tmp/$$.pid",
         "PID_FILE=$1",
         "PID_FILE=/tmp/a$RANDOM",
