@@ -625,7 +625,7 @@ fn python_that_is_a_shell_script_first_is_tracked_all_along() {
 /// A killed agent's first thread is a zombie, without descriptors, while the
 /// kernel still ends the others, which hold the lock of the PID file. Made to
 /// last here: the first thread leaves alone, and the other one half a second
-/// later.
+/// after the test has seen that. (So long a start waits for it; nobody else does.)
 #[test]
 fn start_right_after_a_death_waits_for_the_last_thread() {
     let world = World::new();
@@ -635,10 +635,13 @@ fn start_right_after_a_death_waits_for_the_last_thread() {
          signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
          print('registered worker', flush=True)\n\
          signal.sigwait([signal.SIGUSR1])\n\
-         threading.Thread(target=lambda: (time.sleep(0.5), os._exit(0))).start()\n\
+         last = lambda: (open('release').read(), time.sleep(0.5), os._exit(0))\n\
+         threading.Thread(target=last).start()\n\
          ctypes.CDLL(None).pthread_exit(None)\n",
     )
     .unwrap();
+    let release = world.project().join("release");
+    nix::unistd::mkfifo(&release, nix::sys::stat::Mode::S_IRWXU).unwrap();
     world.expect(Program::Start, 0);
     let first = world.assert_one_agent();
     world.signal(first, Signal::USR1);
@@ -646,6 +649,7 @@ fn start_right_after_a_death_waits_for_the_last_thread() {
         fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     });
     assert!(world.pid_file_is_locked());
+    fs::write(&release, "").unwrap();
     world.expect(Program::Start, 0);
     assert_ne!(world.assert_one_agent(), first);
     world.expect(Program::Stop, 0);
