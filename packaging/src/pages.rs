@@ -6,6 +6,7 @@ use std::io;
 use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
+use guard_core::startup_lock::PROGRAMS;
 
 /// What a page says beyond its program's `--help`.
 struct Page {
@@ -379,16 +380,8 @@ fn examples(examples: &[(&str, &str)]) -> Roff {
 fn see_also(own: &str) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["SEE ALSO"]);
-    let others = [
-        "check-agent-running",
-        "start-voice-agent-safe",
-        "stop-voice-agent-safe",
-        "start-voice-system",
-        "restart-voice-system",
-        "stop-voice-system",
-    ];
     let mut line = Vec::new();
-    for other in others.into_iter().filter(|other| *other != own) {
+    for other in PROGRAMS.into_iter().filter(|other| *other != own) {
         line.extend([bold(other), roman("(1), ")]);
     }
     line.push(italic("/usr/share/doc/voice-guard"));

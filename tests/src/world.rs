@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -177,27 +176,11 @@ impl World {
     }
 
     /// The guard file of the project's voice system, which the programs never
-    /// remove either. (Its name: `guard_core::runtime::key_of`.)
+    /// remove either.
     #[must_use]
     pub fn system_guard_file(&self) -> PathBuf {
-        let name = self.project.file_name().unwrap_or_default();
-        let name: String = name
-            .to_string_lossy()
-            .chars()
-            .map(|letter| {
-                if letter.is_ascii_alphanumeric() || "-_".contains(letter) {
-                    letter
-                } else {
-                    '_'
-                }
-            })
-            .take(40)
-            .collect();
-        let bytes = self.project.as_os_str().as_bytes();
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        PathBuf::from(format!("/tmp/.voice-system-{name}-{hash:016x}.guard"))
+        let key = guard_core::runtime::key_of(&self.project);
+        PathBuf::from(format!("/tmp/.voice-system-{key}.guard"))
     }
 
     // ---- Running things.
