@@ -476,6 +476,63 @@ fn what_is_no_original_is_not_switched() {
     }
 }
 
+/// It may hold settings that are nowhere else.
+#[test]
+fn a_wrapper_of_the_owners_is_an_original_and_is_kept() {
+    let world = old_folder();
+    let program = folder_of_programs().join(Program::Start.name());
+    let program = program.display();
+    let ours = {
+        expect(
+            &world,
+            "switch",
+            &["start_voice_agent_safe", "--wrapper"],
+            0,
+        );
+        fs::read_to_string(world.link(Program::Start)).unwrap()
+    };
+    let (head, last) = ours.split_at(ours.find("export").unwrap());
+    for script in [
+        format!("#!/bin/sh\nexport VOICE_GUARD_ENV_FILE=/srv/keys.env\nexec '{program}' \"$@\"\n"),
+        format!("#!/bin/bash\nexec {program} \"$@\"\n"),
+        format!("#!/bin/sh\nVOICE_GUARD_ENV_FILE=/srv/keys.env exec '{program}' \"$@\"\n"),
+        format!("{head}export VOICE_GUARD_ENV_FILE=/srv/keys.env\n{last}"),
+        format!("{head}export VOICE_GUARD_ENV_FILE=/srv/keys.env; {last}"),
+        format!("{ours}# mine\n"),
+        ours.replace(" exec ", " VOICE_GUARD_ENV_FILE=/srv/keys.env exec "),
+        ours.replace(" exec '", " exec nice '"),
+    ] {
+        fs::write(world.link(Program::Start), &script).unwrap();
+        let _ = fs::remove_file(kept(&world, Program::Start));
+        age(&world.link(Program::Start));
+        let before = Original::read(&world.link(Program::Start));
+        for arguments in [&["--all"][..], &["--all", "--wrapper"]] {
+            expect(&world, "switch", arguments, 0);
+            assert_eq!(
+                Original::read(&kept(&world, Program::Start)),
+                before,
+                "{script}"
+            );
+        }
+        expect(&world, "back", &["--all"], 0);
+        assert_eq!(Original::read(&world.link(Program::Start)), before);
+    }
+    // Ours is ours, also for programs elsewhere.
+    let elsewhere = ours.replace(
+        &program.to_string(),
+        "/else'\\''where/start-voice-agent-safe",
+    );
+    fs::write(world.link(Program::Start), elsewhere).unwrap();
+    let said = expect(&world, "status", NOTHING, 1);
+    assert!(said.contains("\\'where/start-voice-agent-safe"), "{said}");
+    expect(&world, "switch", &["start_voice_agent_safe"], 0);
+    assert_eq!(
+        fs::read_to_string(world.link(Program::Start)).unwrap(),
+        ours
+    );
+    assert!(!kept(&world, Program::Start).exists());
+}
+
 #[test]
 fn what_stands_where_ours_was_is_not_replaced_by_the_original() {
     refused(
