@@ -65,6 +65,7 @@ pub fn check(
         report.running(sighting.agents.len());
         let named = scene.pid_file.number().ok().flatten();
         report.agents(&sighting.agents, named);
+        scene.report_ending(&sighting.agents, report);
         report.orphans(&sighting.orphans);
         return Ok(Outcome::Running);
     }
@@ -101,6 +102,7 @@ fn running(scene: &Scene<'_>, identity: Identity, report: &mut Report) -> Result
     report.running(1);
     let agent = scene.describe(identity.pid)?;
     report.agents(agent.as_slice(), Some(identity.pid));
+    scene.report_ending(agent.as_slice(), report);
     Ok(Outcome::Running)
 }
 

@@ -4,15 +4,24 @@
 //! `rm /tmp/letta_voice_agent.*` misses. The startup lock of the original
 //! scripts cannot serve: people and exit traps unlink it while it is held, and
 //! the next starter would lock a fresh inode.
+//!
+//! In it stand the processes that the last stop asked to end, as `PID START`
+//! lines: if that stop was interrupted or killed, they still look like running
+//! agents, and will be gone in a moment.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use fd_lock::RwLock;
+use rustix::fs::{Mode, OFlags};
 
-use crate::process_table::Pid;
+use crate::process_table::{Identity, Pid};
 use crate::tracking_file::{self, FileId, Oddity, Opening};
+
+/// More than any family has processes; in bytes.
+const FAREWELL_LIMIT: u64 = 64 * 1024;
 
 /// The file whose lock is the guard.
 #[derive(Debug, Clone)]
@@ -135,6 +144,21 @@ impl Guard {
         }
     }
 
+    /// The processes that the last stop asked to end, whatever came of it.
+    #[must_use]
+    pub fn farewell(&self) -> Vec<Identity> {
+        let Ok(Opening::Plain(opened)) = tracking_file::open(&self.path) else {
+            return Vec::new();
+        };
+        let mut content = Vec::new();
+        let read = opened.file.take(FAREWELL_LIMIT).read_to_end(&mut content);
+        if read.is_err() {
+            return Vec::new();
+        }
+        let lines = content.split(|&byte| byte == b'\n');
+        lines.filter_map(identity_in).collect()
+    }
+
     /// The process that took the guard, according to `/proc/locks`; `None` if
     /// nobody holds it or it is not shown (another PID namespace, a file system
     /// that reports another device number).
@@ -167,6 +191,36 @@ impl HeldGuard {
     pub fn id(&self) -> FileId {
         self.id
     }
+
+    /// Writes down whom a stop is about to ask to end. Only a help for whoever
+    /// comes after a stop that does not see it through: another owner's guard
+    /// stays as it is, and a full disk hinders no stop.
+    pub fn note_farewell(&self, guard: &Guard, identities: impl Iterator<Item = Identity>) {
+        let mut lines = String::new();
+        for Identity { pid, start } in identities {
+            let _ = writeln!(lines, "{pid} {start}");
+        }
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened =
+            rustix::io::retry_on_intr(|| rustix::fs::open(guard.path(), flags, Mode::empty()));
+        if let Ok(file) = opened
+            && FileId::of_open(&file).is_ok_and(|id| id == self.id)
+        {
+            let mut file = File::from(file);
+            let _ = file
+                .set_len(0)
+                .and_then(|()| file.write_all(lines.as_bytes()));
+        }
+    }
+}
+
+/// `PID START`.
+fn identity_in(line: &[u8]) -> Option<Identity> {
+    let (pid, start) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+    Some(Identity {
+        pid: Pid::new(pid.parse().ok()?)?,
+        start: start.parse().ok()?,
+    })
 }
 
 fn lock_without_waiting(lock: &mut RwLock<File>, sharing: Sharing) -> io::Result<bool> {
@@ -221,6 +275,34 @@ mod tests {
             panic!("the new file is busy");
         };
         assert_ne!(old.id(), new.id());
+    }
+
+    #[test]
+    fn it_remembers_whom_the_last_stop_asked_to_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let guard = Guard::at(&folder.path().join(".x.guard"));
+        assert_eq!(guard.farewell(), []);
+        let Taking::Held(held) = guard.try_exclusive().unwrap() else {
+            panic!("fresh guard is busy");
+        };
+        let named = [(7, 70), (8, 80)].map(|(pid, start)| Identity {
+            pid: Pid::new(pid).unwrap(),
+            start,
+        });
+        held.note_farewell(&guard, named.into_iter());
+        assert_eq!(guard.farewell(), named);
+        held.note_farewell(&guard, named.into_iter().skip(1));
+        assert_eq!(guard.farewell(), named[1..]);
+        // Whatever a person, or half a write, has left in it.
+        for content in ["", "7", "7 ", "0 5\n", "-1 5\nx y\n\n", "99999999999 1\n"] {
+            std::fs::write(guard.path(), content).unwrap();
+            assert_eq!(guard.farewell(), [], "{content:?}");
+        }
+        // Not the guard that is held.
+        std::fs::remove_file(guard.path()).unwrap();
+        std::fs::write(guard.path(), "kept").unwrap();
+        held.note_farewell(&guard, named.into_iter());
+        assert_eq!(std::fs::read(guard.path()).unwrap(), b"kept");
     }
 
     #[test]

@@ -580,12 +580,14 @@ impl Report {
         &self.facts.message
     }
 
-    /// A start was interrupted.
-    pub fn interrupted(&mut self, interruption: Interruption, left: Option<Pid>) {
-        let state = left.map_or_else(
-            || "no agent was left running".to_owned(),
-            |pid| format!("the agent (PID {pid}) goes on"),
-        );
+    /// The program was interrupted.
+    pub fn interrupted(&mut self, interruption: Interruption, left: Left) {
+        let state = match left {
+            Left::Nobody => "no agent was left running".to_owned(),
+            Left::Running(pid) => format!("the agent (PID {pid}) goes on"),
+            Left::Ending => "what was asked to end may still be saying good-bye".to_owned(),
+            Left::AsItWas => "everything is as it was".to_owned(),
+        };
         self.headline(
             Tone::Warning,
             format!("Interrupted by {}: {state}", interruption.name()),
@@ -614,7 +616,13 @@ impl Report {
                     "it does not even end by SIGKILL: it is stuck in the kernel".to_owned()
                 }
                 SurvivalReason::Io(error) => error.to_string(),
-                SurvivalReason::Interrupted => "interrupted while it said good-bye".to_owned(),
+                SurvivalReason::Interrupted => {
+                    self.note(format!(
+                        "{} was asked to end and still runs",
+                        name(&survivor.relative)
+                    ));
+                    continue;
+                }
             };
             self.note(format!("cannot stop {}: {why}", name(&survivor.relative)));
         }
@@ -722,6 +730,25 @@ impl Report {
         };
         self.say(Tone::Warning, &message);
         self.facts.duplicates_removed = agents.len().saturating_sub(1);
+    }
+
+    /// The agent has been asked to end already.
+    pub fn replacing_the_ending(&mut self, pid: Pid) {
+        self.say(
+            Tone::Warning,
+            &format!(
+                "The agent (PID {pid}) was asked to end by a stop that did not see it through: \
+                 replacing it"
+            ),
+        );
+    }
+
+    /// An agent that runs, but not for long.
+    pub fn ending(&mut self, pid: Pid) {
+        let stop = self.naming.command("stop-voice-agent-safe");
+        self.note(format!(
+            "PID {pid} was asked to end by a stop that did not see it through; finish that: {stop}"
+        ));
     }
 
     /// restart: what it found.
@@ -894,6 +921,19 @@ pub enum Removal {
     DryRun,
     /// Somebody else is at work.
     Left,
+}
+
+/// What an interrupted program leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// No agent.
+    Nobody,
+    /// The agent, which goes on.
+    Running(Pid),
+    /// Some that were asked to end, and do so now or in a moment.
+    Ending,
+    /// What it found.
+    AsItWas,
 }
 
 /// Why a start is refused.

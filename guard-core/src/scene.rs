@@ -110,6 +110,24 @@ impl<'a> Scene<'a> {
         Some((pid, program_name(&self.table, pid).ok().flatten()))
     }
 
+    /// The agents that a stop has asked to end without seeing it through.
+    #[must_use]
+    pub fn ending(&self, agents: &[Agent]) -> Vec<Pid> {
+        let farewell = self.guard.farewell();
+        let identities = agents.iter().map(|agent| agent.identity);
+        identities
+            .filter(|identity| farewell.contains(identity))
+            .map(|identity| identity.pid)
+            .collect()
+    }
+
+    /// Says of each agent that will end soon that it will.
+    pub fn report_ending(&self, agents: &[Agent], report: &mut Report) {
+        for pid in self.ending(agents) {
+            report.ending(pid);
+        }
+    }
+
     /// What the PID file proves.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::Pid;
 use crate::readiness::LogWatch;
-use crate::report::{Refusal, Report};
+use crate::report::{Left, Refusal, Report};
 use crate::scene::{Scene, cannot, cannot_end, cannot_remove, odd};
 use crate::settings::{CALLED_AS_VARIABLE, EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
@@ -112,6 +112,7 @@ pub(crate) fn start_under_guard<'a>(
         report.refused(&Refusal::Running);
         let agent = scene.describe(identity.pid)?;
         report.agents(agent.as_slice(), Some(identity.pid));
+        scene.report_ending(agent.as_slice(), report);
         return Ok(Brought::Not(Outcome::Refused));
     }
     match take_startup_lock(scene, guard, report)? {
@@ -127,6 +128,7 @@ pub(crate) fn start_under_guard<'a>(
         report.refused(&Refusal::Running);
         let named = scene.pid_file.number().ok().flatten();
         report.agents(&sighting.agents, named);
+        scene.report_ending(&sighting.agents, report);
         return Ok(Brought::Not(Outcome::Refused));
     }
     if !sighting.unseen.is_empty() {
@@ -248,7 +250,7 @@ pub(crate) fn clear_orphans(
         report.ended(&termination.ended);
         report.survivors(&termination.survivors);
         if let Some(interruption) = termination.interrupted {
-            report.interrupted(interruption, None);
+            report.interrupted(interruption, Left::Ending);
             return Ok(Some(Outcome::Interrupted(interruption)));
         }
         if !termination.survivors.is_empty() || round > 8 {
@@ -360,7 +362,7 @@ fn bear<'a>(
     let ignored = ignored_signals()
         .map_err(|error| cannot("read", Path::new("/proc/self/status"), &error))?;
     if let Some(interruption) = vigil.interruption() {
-        report.interrupted(interruption, None);
+        report.interrupted(interruption, Left::Nobody);
         return Ok(Brought::Not(Outcome::Interrupted(interruption)));
     }
     let newborn = give_birth(&BirthPlan {
@@ -651,10 +653,10 @@ impl Start<'_> {
         report: &mut Report,
     ) -> Outcome {
         if interruption == Interruption::HangUp {
-            report.interrupted(interruption, Some(self.pid()));
+            report.interrupted(interruption, Left::Running(self.pid()));
         } else {
             self.undo(vigil, report);
-            report.interrupted(interruption, None);
+            report.interrupted(interruption, Left::Nobody);
         }
         Outcome::Interrupted(interruption)
     }

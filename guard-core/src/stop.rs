@@ -11,7 +11,7 @@ use crate::hand_over::{self, Stopping, Verb};
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::process_table::{Identity, Pid};
-use crate::report::Report;
+use crate::report::{Left, Report};
 use crate::scene::{Scene, cannot_end, cannot_remove, odd};
 use crate::settings::Settings;
 use crate::sighting::{Kin, KinOf, Relative, Sighting, Strangers};
@@ -175,7 +175,7 @@ pub(crate) fn tracked(scene: &Scene<'_>) -> Result<Option<Pid>, Failure> {
 /// When `/proc` or the PID file cannot be read.
 pub(crate) fn clear_everything(
     scene: &Scene<'_>,
-    _guard: &HeldGuard,
+    guard: &HeldGuard,
     strangers: &mut Strangers,
     vigil: &mut Vigil,
     report: &mut Report,
@@ -195,11 +195,15 @@ pub(crate) fn clear_everything(
             }
             Round::Endless => return Ok(Clearing::Incomplete),
         };
+        guard.note_farewell(
+            &scene.guard,
+            relatives.iter().map(|relative| relative.identity),
+        );
         let termination = end(&scene.table, relatives, grace, vigil, Impatience::GiveUp)
             .map_err(|error| cannot_end(&error))?;
         clearance.take(&termination, report);
         if let Some(interruption) = termination.interrupted {
-            report.interrupted(interruption, None);
+            report.interrupted(interruption, Left::Ending);
             return Ok(Clearing::Interrupted(interruption));
         }
     }

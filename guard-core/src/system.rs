@@ -11,7 +11,7 @@ use crate::guard::HeldGuard;
 use crate::hand_over::{self, Stopping, Verb};
 use crate::outcome::Outcome;
 use crate::process_table::Pid;
-use crate::report::{Refusal, Report};
+use crate::report::{Left, Refusal, Report};
 use crate::scene::{Scene, cannot};
 use crate::settings::Settings;
 use crate::sighting::{Agent, KinOf, Sighting, Strangers};
@@ -55,9 +55,13 @@ pub(crate) fn start_agent(
     with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         let tracked = tracked(scene)?;
         let sighting = scene.look(tracked)?;
+        let ending = scene.ending(&sighting.agents);
         match sighting.agents.as_slice() {
             // One that systemd runs has the mode that its unit says.
-            [agent] if agent.command.mode == settings.mode || agent.unit.is_some() => {
+            [agent]
+                if agent.unit.is_some()
+                    || (agent.command.mode == settings.mode && ending.is_empty()) =>
+            {
                 report.unseen(&sighting.unseen);
                 keep(scene, agent, tracked, vigil, report)
             }
@@ -74,7 +78,10 @@ pub(crate) fn start_agent(
             agents => {
                 let preparation = prepare(settings)?;
                 let mut strangers = Strangers::default();
-                report.replacing(agents, &scene.mode());
+                match (agents, &*ending) {
+                    ([_], &[pid]) => report.replacing_the_ending(pid),
+                    _ => report.replacing(agents, &scene.mode()),
+                }
                 report.agents(agents, tracked);
                 if let Some(outcome) = clear(scene, guard, &mut strangers, vigil, report)? {
                     return Ok(outcome);
@@ -327,7 +334,7 @@ fn pause_or_interruption(
 ) -> Result<Option<Outcome>, Failure> {
     match vigil.wait(&[], pause) {
         Ok(Woken::ByInterruption(interruption)) => {
-            report.interrupted(interruption, None);
+            report.interrupted(interruption, Left::AsItWas);
             Ok(Some(Outcome::Interrupted(interruption)))
         }
         Ok(_) => Ok(None),

@@ -17,7 +17,7 @@ use crate::part_facts::{PartFacts, print_table};
 use crate::plan::{AGENT, Companion, Demand, Plan};
 use crate::process_table::Pid;
 use crate::progress::{PartState, Progress};
-use crate::report::Report;
+use crate::report::{Left, Report};
 use crate::runtime;
 use crate::scene::Scene;
 use crate::settings::Settings;
@@ -76,7 +76,7 @@ impl<'a> SystemRun<'a> {
         let guard = match take_guard(&plan, settings, &mut vigil, direction, report)? {
             Ok(guard) => guard,
             Err(interruption) => {
-                report.interrupted(interruption, None);
+                report.interrupted(interruption, Left::AsItWas);
                 return Ok(Err(Outcome::Interrupted(interruption)));
             }
         };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use scenarios::surroundings::{NO_ARGUMENTS, Stranger, assert_names, outcome, pids, report};
-use scenarios::{Program, World, is_alive, process, python, until};
+use scenarios::{Program, World, is_alive, process, python, text, until};
 
 const EVERY_KIND: &str = "fork,deaf,setsid,grandchild,spawn,forkserver,system,inheriting";
 
@@ -386,6 +386,81 @@ fn interrupted_stop_is_finished_by_the_next_one() {
         );
         world.expect(Program::Check, 1);
     }
+    world.set("VOICE_GUARD_GRACE_SECONDS", "0.2");
+    world.expect(Program::Stop, 0);
+    world.assert_nothing_left();
+}
+
+#[test]
+fn an_agent_that_an_interrupted_stop_has_asked_to_end_is_not_taken_for_a_healthy_one() {
+    for (program, signal) in [
+        (Program::Stop, Signal::INT),
+        (Program::Stop, Signal::KILL),
+        (Program::Restart, Signal::INT),
+    ] {
+        let mut world = World::new();
+        world.set("TEST_AGENT_DEAF", "1");
+        world.set("VOICE_GUARD_GRACE_SECONDS", "60");
+        world.expect(Program::Start, 0);
+        let agent = world.assert_one_agent();
+        let mut stop = Stranger::of(world.program(program));
+        until("the agent to be asked to end", || {
+            fs::read_to_string(world.guard_file())
+                .is_ok_and(|named| named.starts_with(&format!("{agent} ")))
+        });
+        world.signal(stop.pid(), signal);
+        assert_eq!(stop.wait().signal(), Some(signal.as_raw()));
+        assert!(is_alive(agent));
+
+        for refusing in [Program::Check, Program::Start] {
+            let (code, seen) = report(&world, refusing);
+            assert_eq!(code, 1, "{seen}");
+            assert!(
+                seen["notes"]
+                    .to_string()
+                    .contains(&format!("PID {agent} was asked to end")),
+                "{seen}"
+            );
+        }
+        world.set("VOICE_GUARD_GRACE_SECONDS", "0.2");
+        let (code, seen) = report(&world, Program::System);
+        assert_eq!((code, &seen["outcome"]), (0, &"replaced".into()), "{seen}");
+        let successor = world.assert_one_agent();
+        assert_ne!(successor, agent);
+
+        let (code, seen) = report(&world, Program::System);
+        assert_eq!((code, &seen["outcome"]), (0, &"kept".into()), "{seen}");
+        assert_eq!(world.assert_one_agent(), successor);
+        let (_, seen) = report(&world, Program::Check);
+        assert!(
+            !seen["notes"].to_string().contains("asked to end"),
+            "{seen}"
+        );
+        world.expect(Program::Stop, 0);
+        world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn an_interrupted_restart_does_not_say_that_the_agent_it_stops_is_gone() {
+    let mut world = World::new();
+    world.set("TEST_AGENT_DEAF", "1");
+    world.set("VOICE_GUARD_GRACE_SECONDS", "60");
+    world.expect(Program::Start, 0);
+    let agent = world.assert_one_agent();
+    let mut command = world.program(Program::Restart);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let restart = command.spawn().unwrap();
+    until("the agent to be asked to end", || {
+        fs::read_to_string(world.guard_file())
+            .is_ok_and(|named| named.starts_with(&format!("{agent} ")))
+    });
+    world.signal(restart.id(), Signal::INT);
+    let said = text(&restart.wait_with_output().unwrap());
+    assert!(said.contains(&format!("agent PID {agent}")), "{said}");
+    assert!(said.contains("was asked to end and still runs"), "{said}");
+    assert!(said.contains("may still be saying good-bye"), "{said}");
+    assert!(!said.contains("no agent was left running"), "{said}");
     world.set("VOICE_GUARD_GRACE_SECONDS", "0.2");
     world.expect(Program::Stop, 0);
     world.assert_nothing_left();
