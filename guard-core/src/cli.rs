@@ -1,8 +1,7 @@
 //! Running one program: options, settings, one verb, its report, its exit code.
 
 use std::env;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -12,8 +11,9 @@ use crate::detach::Relay;
 use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::report::{Format, Report};
-use crate::settings::{CALLED_AS_VARIABLE, Settings, SettingsOptions};
+use crate::settings::{Settings, SettingsOptions};
 use crate::signals::die_of;
+use crate::wrapper;
 
 /// The options that all programs share. None is ever needed.
 #[derive(Debug, Clone, Args)]
@@ -89,13 +89,10 @@ pub fn run_with(
 
 /// The path by which the user called this: the wrapper's, if there was one.
 fn called_as(program: &str) -> PathBuf {
-    let given = |name: Option<OsString>| name.filter(|name| !name.is_empty()).map(PathBuf::from);
-    if let Some(wrapper) = given(env::var_os(CALLED_AS_VARIABLE)) {
-        // Without a folder it is `bash x.sh`, in the current one.
-        return match wrapper.parent() {
-            Some(folder) if folder.as_os_str().is_empty() => Path::new(".").join(wrapper),
-            _ => wrapper,
-        };
-    }
-    given(env::args_os().next()).unwrap_or_else(|| PathBuf::from(program))
+    wrapper::called_as()
+        .or_else(|| {
+            let name = env::args_os().next()?;
+            (!name.is_empty()).then(|| PathBuf::from(name))
+        })
+        .unwrap_or_else(|| PathBuf::from(program))
 }

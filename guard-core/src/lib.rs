@@ -3,7 +3,7 @@
 //!
 //! - [`command_line`] of each program; [`cli`] runs one verb and turns its
 //!   outcome into words and an exit code; [`settings`] is the one home of names
-//!   and defaults; [`report`] of every
+//!   and defaults (`wrapper` of what a wrapper tells); [`report`] of every
 //!   sentence; [`monitor`] of those that monitors read; [`outcome`] of exit
 //!   codes; [`failure`] says what went wrong.
 //! - The verbs: [`check`], [`start`], [`stop`], [`system`] (start and restart
@@ -80,3 +80,4 @@ pub mod tracking_file;
 pub mod troop;
 pub mod vigil;
 pub mod voice_system;
+mod wrapper;

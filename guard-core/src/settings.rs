@@ -17,14 +17,10 @@ use crate::agent::Family;
 use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::readiness::compile;
+use crate::wrapper;
 
 /// What every environment variable of ours begins with.
 pub const PREFIX: &str = "VOICE_GUARD_";
-
-/// Set by a wrapper (see `scripts/migrate`): the path by which *it* was called,
-/// which no plain shell can hand down as the program's own name. No setting:
-/// the agent does not inherit it.
-pub(crate) const CALLED_AS_VARIABLE: &str = "VOICE_GUARD_CALLED_AS";
 
 const DEFAULT_SCRIPT: &str = "letta_voice_agent.py";
 const DEFAULT_MODE: &str = "dev";
@@ -282,7 +278,10 @@ impl Settings {
                     }
                 })
                 .map_err(|error| given.wrong(&error.to_string()))?,
-            None => default_project_dir(&called, &script)?,
+            None => match wrapper::called_as() {
+                Some(wrapper) => wrapper::folder_of(&wrapper)?,
+                None => default_project_dir(&called, &script)?,
+            },
         };
 
         let named = first(&options.config, "CONFIG").map(|given| project_dir.join(given.value));

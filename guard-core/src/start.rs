@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::process_table::Pid;
 use crate::readiness::LogWatch;
 use crate::report::{Left, Refusal, Report};
 use crate::scene::{Scene, cannot, cannot_end, cannot_remove, odd};
-use crate::settings::{CALLED_AS_VARIABLE, EnvFile, Interpreter, Settings};
+use crate::settings::{EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
@@ -35,6 +35,7 @@ use crate::supervision::is_booted_by_systemd;
 use crate::terminate::{Impatience, end, is_dead};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
+use crate::wrapper::CALLED_AS_VARIABLE;
 
 /// How long a starter waits for a check or a stop to release the guard.
 const GUARD_PATIENCE: Duration = Duration::from_secs(1);
@@ -506,11 +507,23 @@ pub(crate) fn environment(settings: &Settings) -> Result<Vec<(OsString, OsString
             })?;
         environment.extend(assignments);
     }
-    environment.remove(OsStr::new(DETACH_VARIABLE));
-    environment.remove(OsStr::new(CALLED_AS_VARIABLE));
-    environment.remove(OsStr::new(MARK_VARIABLE));
-    environment.remove(OsStr::new(NOTIFY_VARIABLE));
-    Ok(environment.into_iter().collect())
+    Ok(without_our_own(environment).collect())
+}
+
+/// What others may inherit: not what is told to this program alone.
+pub(crate) fn without_our_own(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = (OsString, OsString)> {
+    let ours = [
+        DETACH_VARIABLE,
+        CALLED_AS_VARIABLE,
+        MARK_VARIABLE,
+        NOTIFY_VARIABLE,
+    ];
+    let is_ours = move |name: &OsString| ours.iter().any(|our| name == our);
+    environment
+        .into_iter()
+        .filter(move |(name, _)| !is_ours(name))
 }
 
 fn open_log(settings: &Settings) -> Result<AgentLog, Failure> {

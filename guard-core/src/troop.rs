@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::agent::MARK_VARIABLE;
 use crate::cleaning::Places;
 use crate::errand::Surroundings;
 use crate::failure::Failure;
@@ -19,7 +18,7 @@ use crate::progress::Progress;
 use crate::reading::Readings;
 use crate::scene::{cannot, proc_failure};
 use crate::settings::Settings;
-use crate::start::environment;
+use crate::start::{environment, without_our_own};
 use crate::vigil::Meanwhile;
 
 /// Everything that is configured beside the agent, and how far each is.
@@ -55,9 +54,7 @@ impl Troop {
     ) -> Result<Self, Failure> {
         let environment = match environment(settings) {
             // A stop or a look goes on without the env file.
-            Err(_) if demand == Demand::Stop => std::env::vars_os()
-                .filter(|(name, _)| name != MARK_VARIABLE)
-                .collect(),
+            Err(_) if demand == Demand::Stop => without_our_own(std::env::vars_os()).collect(),
             other => other?,
         };
         let surroundings = Surroundings {

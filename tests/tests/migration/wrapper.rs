@@ -1,16 +1,18 @@
 //! The two-line wrapper, in the hands of everybody who calls scripts.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use scenarios::{Program, World, binary, eventually_some, is_alive, left_out, text, until};
 
-use super::{expect, expect_of, migrate, old_folder_named};
+use super::{NOTHING, expect, expect_of, old_folder_named};
 
 /// A folder, not easy to name, in which all are wrappers.
 fn world() -> World {
@@ -19,31 +21,32 @@ fn world() -> World {
     world
 }
 
-/// The same, with programs that only say what the wrapper has told them.
-fn world_of_probes() -> World {
-    const PROBE: &str = "#!/bin/sh\n\
-        case $1 in --version) echo \"${0##*/} 0\"; exit ;; esac\n\
-        cd -- \"$VOICE_GUARD_PROJECT_DIR\" && pwd -P && echo \"called as $VOICE_GUARD_CALLED_AS\"\n";
-    let world = old_folder_named("my agent's \"new\" $folder\nof two lines");
-    let probes = world.path("it's probes=1");
-    fs::create_dir(&probes).unwrap();
-    for program in Program::ALL {
-        let path = probes.join(program.name());
-        fs::write(&path, PROBE).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = migrate(&world, "switch", &["--all", "--wrapper"]);
-    command.arg("--programs").arg(probes);
-    expect_of(&world, command, 0);
+/// The same, with an agent script that is not there: the program says where it
+/// has looked for it.
+fn world_without_agent() -> World {
+    let mut world = old_folder_named("my agent's \"new\" $folder\nof two lines");
+    expect(&world, "switch", &["--all", "--wrapper"], 0);
+    let missing = format!("missing/{}.py", world.family());
+    world.set("VOICE_GUARD_AGENT_SCRIPT", missing);
     world
 }
 
-/// The program hears that the project folder is the wrapper's.
+/// The program takes this folder for the project folder.
+#[track_caller]
+fn looks_in(world: &World, command: Command, folder: &Path) {
+    let said = expect_of(world, command, 1);
+    assert!(said.contains(&in_missing(folder)), "{said}");
+}
+
+/// What the program says of an agent script that it has not found.
+fn in_missing(folder: &Path) -> String {
+    let folder = folder.to_str().unwrap().replace('\n', "\\n");
+    format!("cannot find the agent script {folder}/missing/")
+}
+
 #[track_caller]
 fn knows_its_folder(world: &World, command: Command) {
-    let said = expect_of(world, command, 0);
-    let folder = world.project().to_str().unwrap();
-    assert!(said.starts_with(&format!("{folder}\ncalled as ")), "{said}");
+    looks_in(world, command, world.project());
 }
 
 /// The shells that are here: the executable and its first arguments.
@@ -103,7 +106,7 @@ fn it_is_two_lines_of_plain_shell() {
 
 #[test]
 fn it_knows_its_folder_in_every_shell_and_from_everywhere() {
-    let world = world_of_probes();
+    let world = world_without_agent();
     let script = Program::Start.script();
     let absolute = world.link(Program::Start);
     let beside = PathBuf::from("project/..").join(world.project().file_name().unwrap());
@@ -137,7 +140,7 @@ fn it_knows_its_folder_in_every_shell_and_from_everywhere() {
 
 #[test]
 fn it_knows_its_folder_behind_a_link_from_another_folder() {
-    let world = world_of_probes();
+    let world = world_without_agent();
     let bin = world.path("bin");
     fs::create_dir(&bin).unwrap();
     symlink(world.link(Program::Start), bin.join("voice")).unwrap();
@@ -174,7 +177,7 @@ fn a_project_folder_of_the_callers_wins() {
 /// cron: another folder, hardly any environment, `/bin/sh -c`, nobody to talk to.
 #[test]
 fn it_works_from_cron() {
-    let world = world_of_probes();
+    let world = world_without_agent();
     let mut cron = Command::new("/bin/sh");
     cron.arg("-c")
         .arg(format!(
@@ -232,14 +235,16 @@ fn it_works_from_a_menu() {
 }
 
 /// As with an original, which ends by `exit`, so does the shell that sources it.
+/// What that shell was called with is not for the program.
 #[test]
 fn sourced_it_knows_its_folder_and_ends_the_shell_with_the_exit_code() {
     let world = world();
     for (program, code) in [(Program::Start, 0), (Program::Check, 1), (Program::Stop, 0)] {
         let mut command = world.command("bash");
         command
-            .args(["-c", ". \"$0\"; exit 99"])
+            .args(["-uc", ". \"$1\"; exit 99", "menu"])
             .arg(world.link(program))
+            .arg("--no-such-option")
             .current_dir("/");
         expect_of(&world, command, code);
         if program == Program::Start {
@@ -250,6 +255,106 @@ fn sourced_it_knows_its_folder_and_ends_the_shell_with_the_exit_code() {
             );
         }
     }
+}
+
+/// Most shells do not tell a file that is sourced where it is: rather no answer
+/// than another project's.
+#[test]
+fn sourced_by_any_shell_it_acts_on_its_own_folder_or_on_none() {
+    let world = world_without_agent();
+    for (shell, arguments) in shells() {
+        let mut command = world.command(&shell);
+        command
+            .args(&arguments)
+            .args(["-c", ". \"$SCRIPT\"; exit 99", "menu"])
+            .env("SCRIPT", world.link(Program::Start))
+            .current_dir("/");
+        if shell.ends_with("bash") {
+            knows_its_folder(&world, command);
+            continue;
+        }
+        let said = expect_of(&world, command, 1);
+        assert!(
+            said.contains("cannot tell the project folder")
+                || said.contains(&in_missing(world.project())),
+            "{shell:?}\n{said}"
+        );
+    }
+    let mut told = world.command("sh");
+    told.args(["-c", ". \"$SCRIPT\"", "menu"])
+        .env("SCRIPT", world.link(Program::Start))
+        .env("VOICE_GUARD_PROJECT_DIR", world.project())
+        .current_dir("/");
+    knows_its_folder(&world, told);
+}
+
+/// By its path, whatever the agent has inherited.
+#[test]
+fn a_tool_of_the_agents_that_calls_another_projects_script_acts_on_that_project() {
+    let world = world();
+    let other = world.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::copy(
+        world.link(Program::Start),
+        other.join(Program::Start.script()),
+    )
+    .unwrap();
+    world.expect(Program::Start, 0);
+    let agent = world.assert_one_agent();
+    let inherited = fs::read(format!("/proc/{agent}/environ")).unwrap();
+    let variables = inherited.split(|byte| *byte == 0).filter_map(|entry| {
+        let at = entry.iter().position(|byte| *byte == b'=')?;
+        Some((
+            OsStr::from_bytes(&entry[..at]).to_owned(),
+            OsStr::from_bytes(&entry[at + 1..]).to_owned(),
+        ))
+    });
+    let family = format!("{}x", world.family());
+    for by in [&["/bin/sh"][..], &[]] {
+        let script = other.join(Program::Start.script());
+        let mut tool = match by {
+            [shell] => {
+                let mut tool = world.command(shell);
+                tool.arg(&script);
+                tool
+            }
+            _ => world.command(&script),
+        };
+        tool.env_clear().envs(variables.clone()).env(
+            "VOICE_GUARD_AGENT_SCRIPT",
+            // Of another family: this agent is no reason to refuse.
+            format!("missing/{family}.py"),
+        );
+        tool.env("VOICE_GUARD_PID_FILE", world.path("other.pid"));
+        looks_in(&world, tool, &other);
+    }
+    let _ = fs::remove_file(format!("/tmp/.{family}.guard"));
+    world.expect(Program::Stop, 0);
+}
+
+#[test]
+fn a_wrapper_of_an_earlier_version_is_ours_and_is_renewed() {
+    // As it was until it handed the folder on by a variable of the program's own.
+    const HEAD: &str = r#"export VOICE_GUARD_CALLED_AS="${BASH_SOURCE:-$0}" VOICE_GUARD_PROJECT_DIR="${VOICE_GUARD_PROJECT_DIR:-$(f=$(readlink -f -- "${BASH_SOURCE:-$0}") && printf %s. "${f%/*}/")}";"#;
+    let world = world();
+    let ours = fs::read_to_string(world.link(Program::Start)).unwrap();
+    let (_, end) = ours.split_once(" exec ").unwrap();
+    fs::write(
+        world.link(Program::Start),
+        format!("#!/bin/sh\n{HEAD} exec {end}"),
+    )
+    .unwrap();
+    let said = expect(&world, "status", NOTHING, 1);
+    assert!(said.contains("of an earlier version"), "{said}");
+    assert!(said.contains("switch renews it"), "{said}");
+    world.expect(Program::Start, 0);
+    world.expect(Program::Stop, 0);
+    expect(&world, "switch", &["start_voice_agent_safe"], 0);
+    assert_eq!(
+        fs::read_to_string(world.link(Program::Start)).unwrap(),
+        ours
+    );
+    expect(&world, "status", NOTHING, 0);
 }
 
 #[test]
@@ -413,6 +518,8 @@ fn advice_names_the_scripts_as_they_were_called() {
     }
     // The agent goes on for weeks, and by other paths.
     let agent = scenarios::process(agent).unwrap();
-    assert_eq!(agent.variable("VOICE_GUARD_CALLED_AS"), None);
+    for name in ["VOICE_GUARD_CALLED_AS", "VOICE_GUARD_PROJECT_DIR"] {
+        assert_eq!(agent.variable(name), None);
+    }
     world.expect(Program::Stop, 0);
 }
