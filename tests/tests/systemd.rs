@@ -85,6 +85,15 @@ fn no_overlap(sandbox: &Sandbox) {
     assert_eq!(overlaps, "", "two agents ran at once");
 }
 
+/// Waits until a unit is down whose stop has been asked for.
+#[track_caller]
+fn inactive(sandbox: &Sandbox, unit: &str) {
+    sandbox.until(
+        "the unit to be down",
+        &format!("test \"$(systemctl is-active {unit})\" = inactive"),
+    );
+}
+
 fn property(sandbox: &Sandbox, unit: &str, name: &str) -> String {
     let value = sandbox.expect(&format!("systemctl show -P {name} {unit}"), 0);
     value.trim().to_owned()
@@ -994,6 +1003,8 @@ fn every_command_of_the_document_does_what_it_says() {
             status,
         );
     }
+    // Its last line asks systemd to stop the agent too, and does not wait for it.
+    inactive(&sandbox, UNIT);
     nothing_left(&sandbox);
 }
 
