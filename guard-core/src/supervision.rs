@@ -30,6 +30,9 @@ const UNIT_FOLDERS: [&str; 3] = [
     "/lib/systemd/system",
 ];
 
+/// Where they put units of everybody's own systemd; a user has one more.
+const USER_UNIT_FOLDERS: [&str; 2] = ["/etc/systemd/user", "/usr/lib/systemd/user"];
+
 /// A unit that runs an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
@@ -97,27 +100,30 @@ impl Unit {
     #[must_use]
     pub fn about_to_start() -> Vec<Self> {
         let me = rustix::process::geteuid().as_raw();
-        let own_folder = std::env::var_os("HOME")
-            .map(|home| Path::new(&home).join(".config/systemd/user"))
-            .into_iter()
-            .collect();
-        let system_folders = UNIT_FOLDERS.iter().map(PathBuf::from).collect();
-        let known: [(&str, Manager, Vec<PathBuf>); 2] = [
-            (SYSTEM_UNIT, Manager::System, system_folders),
-            (USER_UNIT, Manager::User(me), own_folder),
-        ];
+        // systemd is asked only where it is there and somebody has installed one.
+        let installed = |name: &str, mut folders: Vec<PathBuf>, shared: &[&str]| {
+            folders.extend(shared.iter().map(PathBuf::from));
+            folders.iter().any(|folder| folder.join(name).exists())
+        };
+        let mut known = Vec::new();
+        if installed(SYSTEM_UNIT, Vec::new(), &UNIT_FOLDERS) {
+            known.push((SYSTEM_UNIT, Manager::System));
+        }
+        if Path::new(&format!("/run/user/{me}/systemd")).is_dir()
+            && installed(USER_UNIT, own_unit_folders(), &USER_UNIT_FOLDERS)
+        {
+            known.push((USER_UNIT, Manager::User(me)));
+        }
         known
             .into_iter()
-            // systemd is asked only where somebody has installed one.
-            .filter(|(name, _, folders)| folders.iter().any(|folder| folder.join(name).exists()))
-            .map(|(name, manager, _)| Self {
+            .map(|(name, manager)| Self {
                 name: name.to_owned(),
                 manager,
                 starter: Pid::own(),
             })
             .filter(|unit| {
                 unit.property("SubState")
-                    .is_ok_and(|state| state.starts_with("auto-restart"))
+                    .is_ok_and(|state| state.contains("auto-restart"))
             })
             .collect()
     }
@@ -152,12 +158,12 @@ impl Unit {
     /// # Errors
     /// What it says, if it does not.
     pub fn ask(&self, verb: &str, waiting: Waiting) -> Result<(), String> {
-        let mut command = self.systemctl();
+        let mut command = self.systemctl()?;
         command.args(["--no-ask-password", verb]);
         if waiting == Waiting::No {
             command.arg("--no-block");
         }
-        run(command.arg(&self.name)).map(|_| ())
+        run(command.args(["--", &self.name])).map(|_| ())
     }
 
     /// The same as people type it.
@@ -178,11 +184,11 @@ impl Unit {
 
     fn property(&self, name: &str) -> Result<String, String> {
         let property = format!("--property={name}");
-        let mut command = self.systemctl();
-        run(command.args(["show", "--value", &property, &self.name]))
+        let mut command = self.systemctl()?;
+        run(command.args(["show", "--value", &property, "--", &self.name]))
     }
 
-    fn systemctl(&self) -> Command {
+    fn systemctl(&self) -> Result<Command, String> {
         let mut command = Command::new("systemctl");
         command
             .stdin(Stdio::null())
@@ -197,19 +203,37 @@ impl Unit {
                 .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"))
                 .env_remove("DBUS_SESSION_BUS_ADDRESS");
             if rustix::process::geteuid().is_root() && uid != 0 {
-                become_user(&mut command, uid);
+                become_user(&mut command, uid)?;
             }
         }
-        command
+        Ok(command)
     }
 }
 
+/// Where a user has units of his own (`systemd.unit(5)`).
+fn own_unit_folders() -> Vec<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let configuration = folder("XDG_CONFIG_HOME").filter(|folder| folder.is_absolute());
+    let usual = folder("HOME").map(|home| home.join(".config"));
+    configuration
+        .into_iter()
+        .chain(usual)
+        .map(|folder| folder.join("systemd/user"))
+        .collect()
+}
+
 /// root talks to a user's systemd as that user.
-fn become_user(command: &mut Command, uid: u32) {
+fn become_user(command: &mut Command, uid: u32) -> Result<(), String> {
     use std::os::unix::process::CommandExt as _;
-    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    command.uid(uid);
-    command.gid(user.map_or(uid, |user| user.gid.as_raw()));
+    match nix::unistd::User::from_uid(uid.into()) {
+        Ok(Some(user)) => {
+            command.uid(uid).gid(user.gid.as_raw());
+            Ok(())
+        }
+        // His group is not to be guessed.
+        Ok(None) => Err(format!("there is no user {uid}")),
+        Err(errno) => Err(format!("cannot look up user {uid}: {errno}")),
+    }
 }
 
 /// Does the one who asks wait until it is done?
@@ -300,9 +324,19 @@ fn service_of(path: &str) -> Option<(String, Manager)> {
     };
     // A name that would look like the kernel's own is escaped.
     let name = service.strip_prefix('_').unwrap_or(service);
-    name.strip_suffix("service")
-        .is_some_and(|rest| rest.ends_with('.'))
-        .then(|| (name.to_owned(), manager))
+    let is_service = name
+        .strip_suffix("service")
+        .is_some_and(|rest| rest.ends_with('.'));
+    (is_service && is_name(name)).then(|| (name.to_owned(), manager))
+}
+
+/// May a unit have this name? Users make control groups of any name below their
+/// own manager's, and systemctl takes options and patterns.
+fn is_name(name: &str) -> bool {
+    !name.starts_with('-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte))
 }
 
 #[cfg(test)]
@@ -336,8 +370,39 @@ mod tests {
             &format!("{manager}/app.slice/app-org.gnome.Terminal.slice/vte-spawn-1.scope"),
             "/machine.slice/machine-a.scope/payload/system.slice/a.service",
             "/system.slice/docker-0123.scope/system.slice/a.service",
+            // Options and patterns.
+            &format!("{manager}/app.slice/-Hevil.service"),
+            &format!("{manager}/app.slice/_-Hevil.service"),
+            &format!("{manager}/app.slice/*.service"),
+            &format!("{manager}/app.slice/[a-z]?.service"),
+            &format!("{manager}/app.slice/a b.service"),
         ] {
             assert_eq!(service(path), None, "{path}");
         }
+        let escaped = r"a\x2db@c:1.service";
+        assert_eq!(
+            service(&format!("/system.slice/{escaped}")),
+            system(escaped)
+        );
+    }
+
+    #[test]
+    fn a_users_systemd_is_asked_as_somebody_known_or_not_at_all() {
+        let mut command = Command::new("true");
+        // Nobody has it: it means "no change" to the kernel.
+        assert!(become_user(&mut command, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_name_is_never_taken_for_an_option() {
+        let unit = Unit {
+            name: "--version".to_owned(),
+            manager: Manager::System,
+            starter: Pid::own(),
+        };
+        // Whatever is wrong with it, systemctl does not tell its version.
+        let answer = unit.property("MainPID");
+        assert!(!answer.is_ok_and(|said| said.contains("systemd")));
+        assert!(unit.ask("stop", Waiting::Yes).is_err());
     }
 }
