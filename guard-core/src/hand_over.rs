@@ -6,7 +6,7 @@ use crate::detach::is_born_of_agent;
 use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
-use crate::process_table::Pid;
+use crate::process_table::{Pid, Stat};
 use crate::report::Report;
 use crate::scene::{Scene, proc_failure};
 use crate::settings::Settings;
@@ -39,7 +39,7 @@ pub(crate) fn units(scene: &Scene<'_>, verb: Verb) -> Result<Vec<Unit>, Failure>
         }
     }
     if units.is_empty() {
-        units = about_to_start(scene.settings);
+        units = about_to_start(scene);
     }
     Ok(units)
 }
@@ -173,14 +173,28 @@ pub(crate) fn stop(
     })
 }
 
-/// The units without an agent that systemd is about to start again. Which family
-/// their agents are of cannot be seen; the documents' units are the original's.
-pub(crate) fn about_to_start(settings: &Settings) -> Vec<Unit> {
-    if settings.family.is_original() && is_booted_by_systemd() {
-        Unit::about_to_start()
-    } else {
-        Vec::new()
+/// The units without an agent that systemd is about to start again. The one whose
+/// dead agent is still in the PID file is known by that; of the others, which
+/// family their agents are of cannot be seen: the documents' units are the original's.
+pub(crate) fn about_to_start(scene: &Scene<'_>) -> Vec<Unit> {
+    if !is_booted_by_systemd() {
+        return Vec::new();
     }
+    let bereaved = bereaved(scene);
+    if bereaved.is_some() || !scene.settings.family.is_original() {
+        return bereaved.into_iter().collect();
+    }
+    Unit::about_to_start()
+}
+
+/// The unit whose agent has just died: until its workers are ended too, its
+/// starter has not reaped it, and systemd may not even know yet.
+fn bereaved(scene: &Scene<'_>) -> Option<Unit> {
+    let dead = scene.pid_file.number().ok()??;
+    scene.table.stat(dead).ok()?.filter(Stat::is_dead)?;
+    let unit = Unit::of(&scene.table, dead).ok()??;
+    let comes_back = unit.is_confirmed().ok()? && unit.comes_back().ok()?;
+    comes_back.then_some(unit)
 }
 
 /// What a person asks for is not counted against `StartLimitBurst=`.

@@ -60,7 +60,7 @@ pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failur
     // and not supervised. systemd is asked only if no agent is proven to run.
     if is_booted_by_systemd()
         && !matches!(scene.tracking()?, Tracking::Running(_))
-        && let [unit, ..] = hand_over::about_to_start(settings).as_slice()
+        && let [unit, ..] = hand_over::about_to_start(&scene).as_slice()
     {
         report.refused(&Refusal::Supervised(unit));
         return Ok(Outcome::Refused);

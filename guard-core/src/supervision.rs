@@ -96,7 +96,8 @@ impl Unit {
     }
 
     /// The units that the documents name and that have no agent just now, since
-    /// systemd waits to start them again: the machine's, and the caller's own.
+    /// systemd waits to start them again, or for the end of what the last agent
+    /// has left: the machine's, and the caller's own.
     #[must_use]
     pub fn about_to_start() -> Vec<Self> {
         let me = rustix::process::geteuid().as_raw();
@@ -121,11 +122,44 @@ impl Unit {
                 manager,
                 starter: Pid::own(),
             })
-            .filter(|unit| {
-                unit.property("SubState")
-                    .is_ok_and(|state| state.contains("auto-restart"))
-            })
+            .filter(|unit| unit.is_between_agents().unwrap_or(false))
             .collect()
+    }
+
+    fn is_between_agents(&self) -> Result<bool, String> {
+        let state = self.property("SubState")?;
+        if state.contains("auto-restart") {
+            return Ok(true);
+        }
+        // The starter or systemd still ends the dead agent's workers.
+        if state.starts_with("stop") || state.starts_with("final-") {
+            return self.comes_back();
+        }
+        Ok(false)
+    }
+
+    /// Its agent is dead: does systemd start it again? (Which ends of a starter
+    /// are final, `RestartPreventExitStatus=`, is about starters without an agent.)
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn comes_back(&self) -> Result<bool, String> {
+        match self.queued_job()?.as_deref() {
+            None => Ok(self.property("Restart")? != "no"),
+            Some(verb) => Ok(verb != "stop"),
+        }
+    }
+
+    /// What systemd is at with it, or about to be: `start`, `stop`, `restart`, ...
+    fn queued_job(&self) -> Result<Option<String>, String> {
+        let mut command = self.systemctl()?;
+        command.args(["list-jobs", "--plain", "--no-legend", "--full", "--"]);
+        let jobs = run(command.arg(&self.name))?;
+        Ok(jobs.lines().find_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let is_its = words.next() == Some(&self.name);
+            words.next().filter(|_| is_its).map(str::to_owned)
+        }))
     }
 
     /// Does this program live in the unit's control group?

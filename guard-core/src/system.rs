@@ -203,7 +203,7 @@ fn start_by_unit(
     let tracked = tracked(&scene)?;
     let agents = scene.look(tracked)?.agents;
     if agents.is_empty() {
-        let waiting = hand_over::about_to_start(settings);
+        let waiting = hand_over::about_to_start(&scene);
         let Some(unit) = waiting.first() else {
             return Ok(None);
         };

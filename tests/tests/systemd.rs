@@ -657,6 +657,60 @@ fn between_two_starts_of_the_unit_systemd_is_asked() {
     nothing_left(&sandbox);
 }
 
+#[test]
+fn while_the_last_agents_workers_are_ended_systemd_is_asked() {
+    let Some(sandbox) = installed("a stop or start while a dead agent's workers are ended") else {
+        return;
+    };
+    // Its worker is deaf, so that the unit takes its time to end.
+    sandbox.configure("TEST_AGENT_CHILDREN=deaf\nVOICE_GUARD_GRACE_SECONDS=1");
+    let agent = started(&sandbox);
+    let state = "systemctl show -P SubState letta-voice-agent-safe";
+    // In one go: it is soon over.
+    let killed = |agent: u32, then: &str, code: i32| {
+        sandbox.expect(
+            &format!(
+                "kill -9 {agent}; until test \"$({state})\" = stop-sigterm; do :; done; {SETTINGS}{then}"
+            ),
+            code,
+        )
+    };
+    let said = killed(agent, "/srv/agent/start_voice_agent_safe.sh", 1);
+    assert!(said.contains("systemd will start"), "{said}");
+    let agent = another_agent(&sandbox, UNIT, agent);
+    // Whether systemd has heard of it or not.
+    let said = sandbox.expect(
+        &format!("{SETTINGS}kill -9 {agent}; /srv/agent/start_voice_agent_safe.sh"),
+        1,
+    );
+    assert!(said.contains("systemd will start"), "{said}");
+    let agent = another_agent(&sandbox, UNIT, agent);
+    assert_eq!(property(&sandbox, UNIT, "Result"), "success");
+    killed(agent, "/srv/agent/stop_voice_agent_safe.sh", 0);
+    // It says how its agent has died, and does not come back.
+    assert_eq!(property(&sandbox, UNIT, "SubState"), "failed");
+    nothing_left(&sandbox);
+    // What systemd stops does not come back: a start by hand takes over.
+    let agent = started(&sandbox);
+    sandbox.expect("systemctl stop --no-block letta-voice-agent-safe", 0);
+    sandbox.until(
+        "the stop to begin",
+        &format!("test \"$({state})\" = stop-sigterm && ! ps -p {agent} -o args= | grep -q letta"),
+    );
+    sandbox.expect(
+        &format!("{SETTINGS}runuser -u voice /srv/agent/start_voice_agent_safe.sh"),
+        0,
+    );
+    assert_ne!(one_agent(&sandbox), agent);
+    inactive(&sandbox, UNIT);
+    one_agent(&sandbox);
+    no_overlap(&sandbox);
+    sandbox.expect(
+        &format!("{SETTINGS}VOICE_GUARD_GRACE_SECONDS=0 /srv/agent/stop_voice_agent_safe.sh"),
+        0,
+    );
+}
+
 // ---- The other units.
 
 /// A voice system with one companion beside the agent.
