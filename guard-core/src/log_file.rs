@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,10 @@ impl AgentLog {
                 self.shorten(number, limit);
             }
             let newest = self.numbered(1);
-            let previous = File::open(&self.path)?;
+            // Another description of the very file, to be read from its beginning:
+            // by its name, it might be another one by now.
+            let own = format!("/proc/self/fd/{}", self.output.as_raw_fd());
+            let previous = File::open(own)?;
             keep_end(previous, Some(&self.output), &newest, limit, |copy| {
                 for number in (1..KEPT_LOGS).rev() {
                     rename_if_there(&self.numbered(number), &self.numbered(number + 1))?;
@@ -377,6 +380,21 @@ mod tests {
             Err(LogError::Odd(Oddity::Symlink))
         ));
         assert_eq!(fs::read(&precious).unwrap(), b"data");
+    }
+
+    #[test]
+    fn what_is_kept_is_what_was_opened_whatever_has_its_name_by_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "secret\n").unwrap();
+        let path = folder.path().join("agent.log");
+        fs::write(&path, "mine\n").unwrap();
+        let mut log = AgentLog::open(&path).unwrap();
+        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        log.keep_previous(1000).unwrap();
+        assert_eq!(kept(&path, 1), "mine\n");
+        assert_eq!(fs::read(&precious).unwrap(), b"secret\n");
     }
 
     #[test]
