@@ -3,7 +3,7 @@
 //! care.
 
 use std::fs::File;
-use std::io::{self, Stdout};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -29,6 +29,9 @@ const PIECES: usize = 64;
 
 /// How often the log is looked at where no inotify instance is to be had.
 const GLANCE: Duration = Duration::from_millis(200);
+
+/// How soon a write is tried again for which there was no room.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// How long a reader of our output may take for what is left at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -143,7 +146,7 @@ fn reap_all_but(agent: Pid) {
 #[derive(Debug)]
 struct LogCopy {
     log: File,
-    output: Stdout,
+    output: OwnedFd,
     position: u64,
     /// Read from the log and not written yet.
     pending: Vec<u8>,
@@ -152,6 +155,8 @@ struct LogCopy {
     more: bool,
     /// Nobody reads our output.
     closed: bool,
+    /// The disk that our output goes to was full.
+    no_room: bool,
 }
 
 impl LogCopy {
@@ -160,17 +165,22 @@ impl LogCopy {
         let watch = watch(&file).ok();
         Ok(Self {
             log: file,
-            output: io::stdout(),
+            output: io::stdout().as_fd().try_clone_to_owned()?,
             position: log.start(),
             pending: Vec::new(),
             watch,
             more: true,
             closed: false,
+            no_room: false,
         })
     }
 
     fn event(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         if self.closed {
+            return None;
+        }
+        if self.no_room {
+            // It would be "ready" all the time.
             return None;
         }
         if !self.pending.is_empty() {
@@ -182,7 +192,9 @@ impl LogCopy {
     }
 
     fn due_in(&self) -> Option<Duration> {
-        if self.closed || !self.pending.is_empty() {
+        if self.no_room {
+            Some(ROOM)
+        } else if self.closed || !self.pending.is_empty() {
             None
         } else if self.more {
             Some(Duration::ZERO)
@@ -247,12 +259,17 @@ impl LogCopy {
                 return false;
             }
         }
+        self.no_room = false;
         match rustix::io::write(output, &self.pending) {
             Ok(count) => {
                 self.pending.drain(..count);
                 true
             }
             Err(Errno::INTR | Errno::AGAIN) => false,
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                self.no_room = true;
+                false
+            }
             Err(_) => {
                 self.closed = true;
                 false
@@ -276,4 +293,32 @@ fn watch(log: &File) -> io::Result<OwnedFd> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", log.as_raw_fd()));
     inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
     Ok(watch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_full_disk_interrupts_the_copy_and_does_not_end_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.log");
+        fs::write(&path, "one\ntwo\n").unwrap();
+        let output = |path: &std::path::Path| {
+            let file = File::options().create(true).append(true).open(path);
+            OwnedFd::from(file.unwrap())
+        };
+        let mut copy = LogCopy::of(&AgentLog::open(&path).unwrap()).unwrap();
+        copy.output = output(std::path::Path::new("/dev/full"));
+        assert!(!copy.step());
+        // Tried again after a while, and not all the time until then.
+        assert!(copy.event().is_none());
+        assert_eq!(copy.due_in(), Some(ROOM));
+        let copied = folder.path().join("output");
+        copy.output = output(&copied);
+        assert!(copy.step());
+        assert_eq!(fs::read_to_string(&copied).unwrap(), "one\ntwo\n");
+        assert_ne!(copy.due_in(), Some(ROOM));
+    }
 }
