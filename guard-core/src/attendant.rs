@@ -1,12 +1,13 @@
 //! What a starter does for its agent while it stays with it: it copies the log
-//! to its own standard output, passes signals on, and reaps whoever dies in its
-//! care.
+//! to its own standard output, passes signals on, reaps whoever dies in its care,
+//! and tells the supervisor of the end.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use crate::birth::Newborn;
 use crate::deadline::Deadline;
 use crate::log_file::AgentLog;
+use crate::notify::Supervisor;
 use crate::process_table::Pid;
 use crate::signals::PassedOn;
 use crate::vigil::Meanwhile;
@@ -43,6 +45,7 @@ pub struct Attendant {
     copies: bool,
     copy: Option<LogCopy>,
     agent: Option<(Pid, OwnedFd)>,
+    supervisor: Rc<Supervisor>,
 }
 
 impl Attendant {
@@ -51,12 +54,13 @@ impl Attendant {
     ///
     /// # Errors
     /// When they cannot be held.
-    pub fn new(copies: bool) -> io::Result<Self> {
+    pub fn new(copies: bool, supervisor: Rc<Supervisor>) -> io::Result<Self> {
         Ok(Self {
             signals: PassedOn::hold()?,
             copies,
             copy: None,
             agent: None,
+            supervisor,
         })
     }
 
@@ -72,6 +76,12 @@ impl Attendant {
             self.copy = Some(LogCopy::of(log)?);
         }
         Ok(())
+    }
+
+    /// The agent's family is about to be ended, which may take long, in whatever
+    /// the supervisor is at: starting or stopping.
+    pub fn tell_end(&self, grace: Duration) {
+        self.supervisor.stopping(grace);
     }
 
     /// Is the agent's output copied to ours?

@@ -14,7 +14,7 @@ use crate::attendant::Attendant;
 use crate::birth::Ending;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
-use crate::notify::Supervisor;
+use crate::notify::{MARGIN, Supervisor};
 use crate::outcome::Outcome;
 use crate::pid_file::Tracking;
 use crate::report::{Format, Report};
@@ -24,10 +24,6 @@ use crate::signals::{Interruption, Interruptions};
 use crate::start::{Brought, Start, start_under_guard};
 use crate::system::{guard_patience, wait_for_guard};
 use crate::vigil::{Vigil, Woken};
-
-/// What a supervisor is asked for beyond what the settings say: the looks at
-/// all processes, on a busy machine.
-const MARGIN: Duration = Duration::from_secs(20);
 
 /// How long the agent's end waits for the guard, to remove the PID file. If it
 /// stays, it is stale, and whoever holds the guard sees to it.
@@ -44,7 +40,7 @@ const LONG: Duration = Duration::from_hours(1);
 /// # Errors
 /// When something that a start needs is missing or cannot be used.
 pub fn start_in_foreground(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
-    let supervisor = Supervisor::of_environment();
+    let supervisor = Rc::new(Supervisor::of_environment());
     let result = run(settings, &supervisor, report);
     match &result {
         Ok(_) => supervisor.status(report.message()),
@@ -58,13 +54,13 @@ pub fn start_in_foreground(settings: &Settings, report: &mut Report) -> Result<O
 
 fn run(
     settings: &Settings,
-    supervisor: &Supervisor,
+    supervisor: &Rc<Supervisor>,
     report: &mut Report,
 ) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
     report.wait_for_no_reader();
     let copies = report.format() == Format::Text;
-    let held = Attendant::new(copies)
+    let held = Attendant::new(copies, supervisor.clone())
         .and_then(|attendant| Ok((attendant, Interruptions::hold_in_foreground()?)));
     let (attendant, interruptions) = held.map_err(|error| {
         Failure::new(format!("cannot hold back signals: {error}"))
@@ -95,10 +91,7 @@ fn run(
     };
     supervisor.ready(report.message());
     let asked = wait_for_end(&start, &mut vigil);
-    supervisor.stopping(
-        "ending what was born of the agent",
-        settings.grace * 2 + MARGIN,
-    );
+    supervisor.stopping(settings.grace);
     let asked = asked.and_then(|asked| {
         if asked == Some(Interruption::Interrupt) {
             interrupt(&start, settings.grace, &mut vigil)?;

@@ -16,6 +16,10 @@ use std::time::Duration;
 /// not be ours.
 pub const NOTIFY_VARIABLE: &str = "NOTIFY_SOCKET";
 
+/// What a supervisor is asked for beyond what the settings say: the looks at
+/// all processes, on a busy machine.
+pub const MARGIN: Duration = Duration::from_secs(20);
+
 /// A supervisor that does not read must not stop us for good.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -42,10 +46,10 @@ impl Supervisor {
         self.tell(&format!("STATUS={}", one_line(status)));
     }
 
-    /// It ends, and may take so long.
-    pub fn stopping(&self, status: &str, limit: Duration) {
-        self.tell(&format!("STOPPING=1\nSTATUS={}", one_line(status)));
-        self.extend(limit);
+    /// It ends, and all that was born of the agent with it, which has so long.
+    pub fn stopping(&self, grace: Duration) {
+        self.tell("STOPPING=1\nSTATUS=ending what was born of the agent");
+        self.extend(grace * 2 + MARGIN);
     }
 
     /// What goes on now may take so long, whatever the supervisor has thought.

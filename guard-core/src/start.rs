@@ -741,6 +741,9 @@ impl Start<'_> {
     /// Ends what was born of this start; how the agent itself has ended.
     pub(crate) fn end_family(&mut self, vigil: &mut Vigil, report: &mut Report) -> Ending {
         let scene = self.scene;
+        if let Some(attendant) = &self.attendant {
+            attendant.borrow().tell_end(scene.settings.grace);
+        }
         for _ in 0..4 {
             // What fails here for want of descriptors may succeed once more.
             let birth = KinOf::Birth(*self.mark.birth());
