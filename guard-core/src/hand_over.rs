@@ -133,14 +133,15 @@ pub(crate) enum Stopping {
     Asked,
 }
 
-/// Stops these units; those that stop just now, and have called this program to
-/// help with it, are left to it.
+/// Stops these units, for good or (`verb`) for a restart; those that stop just now,
+/// and have called this program to help with it, are left to it.
 ///
 /// # Errors
 /// When systemd does not stop one: then nothing else is stopped either.
 pub(crate) fn stop(
     scene: &Scene<'_>,
     units: &[Unit],
+    verb: Verb,
     report: &mut Report,
 ) -> Result<Stopping, Failure> {
     let failure = |error: std::io::Error| proc_failure(&error);
@@ -157,7 +158,7 @@ pub(crate) fn stop(
             continue;
         }
         unit.ask("stop", waiting)
-            .map_err(|error| cannot_ask(unit, "stop", &error))?;
+            .map_err(|error| cannot_ask(unit, verb.word(), &error))?;
         if waiting == Waiting::Yes {
             report.unit_stopped(unit);
             stopped += 1;
@@ -250,7 +251,12 @@ pub(crate) fn restart(scene: &Scene<'_>, unit: &Unit, waiting: Waiting) -> Resul
             return Ok(());
         }
         if !deadline.wait() {
-            return Err(refused());
+            return Err(Failure::new(format!(
+                "the agent was ended, and systemd, which starts it again as {}, has not yet \
+                 done so",
+                unit.name
+            ))
+            .help(unit.command("status")));
         }
     }
 }

@@ -61,7 +61,7 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
     // A stop may be interrupted at any point: the next one goes on from there.
     let mut vigil = Vigil::default();
     let units = hand_over::units(&scene, Verb::Stop)?;
-    let mut ended_before = match hand_over::stop(&scene, &units, report)? {
+    let mut ended_before = match hand_over::stop(&scene, &units, Verb::Stop, report)? {
         Stopping::Done(count) => count,
         Stopping::Asked => return Ok(Outcome::Asked),
     };

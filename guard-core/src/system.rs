@@ -243,7 +243,7 @@ fn restart_units(
     let Some(unit) = units.first() else {
         return Ok(Outcome::Failed);
     };
-    if hand_over::stop(scene, units, report)? == Stopping::Asked {
+    if hand_over::stop(scene, units, Verb::Restart, report)? == Stopping::Asked {
         return Ok(Outcome::Asked);
     }
     let cleared = with_guard(
