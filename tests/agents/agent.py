@@ -237,6 +237,8 @@ def main():
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGUSR1, restart_itself)
+    for name in filter(None, option("SAY_SIGNALS").split(",")):
+        signal.signal(getattr(signal, name), lambda number, _: say("heard %d" % number))
     heard = heed_signals()
     say("starting worker")
     start_children()

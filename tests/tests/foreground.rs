@@ -288,7 +288,13 @@ fn other_signals_are_the_agents() {
     let mut world = World::new();
     world.set("TEST_AGENT_RESTART_COMMAND", "/bin/true");
     world.set("TEST_AGENT_SAY_WHEN_DONE", "heard USR1, done");
+    world.set("TEST_AGENT_SAY_SIGNALS", "SIGQUIT,SIGUSR2");
     let (mut starter, agent) = Starter::up(&world);
+    for signal in [Signal::QUIT, Signal::USR2] {
+        world.signal(starter.pid(), signal);
+        let said = format!("heard {}", signal.as_raw());
+        until("the agent to hear it", || world.log().contains(&said));
+    }
     world.signal(starter.pid(), Signal::USR1);
     until("the agent to hear USR1", || {
         world.log().contains("heard USR1")

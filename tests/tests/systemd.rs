@@ -240,6 +240,70 @@ fn a_broken_agent_ends_in_failure_and_one_that_gives_up_is_started_again() {
         );
         sandbox.expect("systemctl reset-failed letta-voice-agent-safe", 0);
     }
+    // One that gives up later, when the unit is up: it comes back.
+    sandbox.configure(
+        "TEST_AGENT_DIE_AFTER=0.6\nTEST_AGENT_DIE_WITH=0\nVOICE_GUARD_VERIFY_SECONDS=0.1",
+    );
+    sandbox.expect(
+        "rm -f /srv/state/starts.log; systemctl start letta-voice-agent-safe",
+        0,
+    );
+    sandbox.until(
+        "another start",
+        "test $(wc -l </srv/state/starts.log) -gt 1",
+    );
+    sandbox.configure("");
+    sandbox.until(
+        "an agent that stays",
+        "test $(systemctl show -P NRestarts letta-voice-agent-safe) -gt 0 && \
+         systemctl is-active -q letta-voice-agent-safe && \
+         tail -1 /tmp/voice_agent.log | grep -q 'registered worker'",
+    );
+    one_agent(&sandbox);
+    let journal = sandbox.expect("journalctl -u letta-voice-agent-safe", 0);
+    assert!(journal.contains("has ended: exit status 0"), "{journal}");
+}
+
+#[test]
+fn the_unit_names_nobody_and_is_configured_by_one_file() {
+    let unit = document("systemd/letta-voice-agent-safe.service");
+    for line in unit.lines().filter(|line| !line.starts_with('#')) {
+        for named in ["/home", "/root", "User=", "Group=", "WorkingDirectory="] {
+            assert!(!line.contains(named), "{line}");
+        }
+    }
+    let Some(sandbox) = installed("the unit's configuration") else {
+        return;
+    };
+    // Whoever it is, he has what stands in the env file.
+    sandbox.write("/srv/agent/keys.env", "export LIVEKIT_API_KEY='a b'\n");
+    sandbox.configure("VOICE_GUARD_ENV_FILE=/srv/agent/keys.env");
+    let agent = started(&sandbox);
+    sandbox.expect(
+        &format!("grep -qzx 'LIVEKIT_API_KEY=a b' /proc/{agent}/environ"),
+        0,
+    );
+    // One that is not there is an error.
+    sandbox.expect(
+        "rm /srv/agent/keys.env; systemctl restart letta-voice-agent-safe",
+        1,
+    );
+    let status = sandbox.expect("systemctl status letta-voice-agent-safe; :", 0);
+    assert!(status.contains("/srv/agent/keys.env"), "{status}");
+    sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+    // A drop-in alone does it too: the file's lines, as its own.
+    sandbox.write("/srv/agent/keys.env", "LIVEKIT_API_KEY=c\n");
+    sandbox.expect(
+        "{ printf '[Service]\\nUser=voice\\n'; sed -n 's/^[A-Z].*/Environment=&/p' /etc/default/letta-voice-agent; } \
+             >/etc/systemd/system/letta-voice-agent-safe.service.d/test.conf
+         rm /etc/default/letta-voice-agent; systemctl daemon-reload",
+        0,
+    );
+    let agent = started(&sandbox);
+    sandbox.expect(
+        &format!("grep -qzx LIVEKIT_API_KEY=c /proc/{agent}/environ"),
+        0,
+    );
 }
 
 #[test]
@@ -354,6 +418,29 @@ fn hardening_is_what_the_unit_promises() {
         .and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok())
         .unwrap_or_else(|| panic!("{said}"));
     assert!(level <= 5.0, "{said}");
+    // What a browser's sandbox does needs both lines that the document names.
+    let of_a_browser = "unshare --user --map-root-user chroot / true";
+    if sandbox.run(of_a_browser).status.code() != Some(0) {
+        left_out("a browser's sandbox in the unit", "no user namespaces here");
+        return;
+    }
+    let namespaces = "RestrictNamespaces=no";
+    let chroot = "SystemCallFilter=chroot";
+    for (lines, code) in [
+        (String::new(), 1),
+        (namespaces.to_owned(), 1),
+        (chroot.to_owned(), 1),
+        (format!("{namespaces}\n{chroot}"), 0),
+    ] {
+        sandbox.drop_in(
+            &format!("{UNIT}.service"),
+            &format!("[Service]\nUser=voice\nRestart=no\nExecStartPre={of_a_browser}\n{lines}"),
+        );
+        sandbox.expect("systemctl daemon-reload", 0);
+        sandbox.expect("systemctl start letta-voice-agent-safe", code);
+    }
+    let document = document("docs/systemd.md");
+    assert!(document.contains(namespaces) && document.contains(chroot));
 }
 
 #[test]
@@ -591,6 +678,11 @@ fn a_stop_or_restart_while_the_unit_starts_goes_by_systemd() {
     sandbox.configure("TEST_AGENT_READY_DELAY=600\nVOICE_GUARD_VERIFY_SECONDS=600");
     sandbox.expect("systemctl start --no-block letta-voice-agent-safe", 0);
     sandbox.until("the agent to be born", "test -s /srv/state/starts.log");
+    // Originals see the startup lock, others the guard.
+    let starter = property(&sandbox, UNIT, "MainPID");
+    let lock = sandbox.expect("cat /tmp/letta_voice_agent.lock", 0);
+    assert_eq!(lock.trim(), starter);
+    sandbox.expect("/srv/agent/check_agent_running.sh", 1);
     let said = sandbox.expect("/srv/agent/stop_voice_agent_safe.sh", 0);
     assert!(
         said.contains("systemd has stopped letta-voice-agent-safe.service"),
@@ -610,6 +702,39 @@ fn a_stop_or_restart_while_the_unit_starts_goes_by_systemd() {
     assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
     assert_eq!(property(&sandbox, UNIT, "NRestarts"), "0");
     no_overlap(&sandbox);
+}
+
+#[test]
+fn a_stop_while_the_unit_starts_gives_the_agent_its_time() {
+    let Some(sandbox) = installed("a slow stop while the unit starts") else {
+        return;
+    };
+    sandbox.drop_in(
+        &format!("{UNIT}.service"),
+        "[Service]\nUser=voice\nTimeoutStopSec=1",
+    );
+    sandbox.configure(
+        "TEST_AGENT_CHILDREN=deaf\nTEST_AGENT_READY_DELAY=600\n\
+         VOICE_GUARD_VERIFY_SECONDS=600\nVOICE_GUARD_GRACE_SECONDS=2",
+    );
+    sandbox.expect(
+        "systemctl daemon-reload; systemctl start --no-block letta-voice-agent-safe",
+        0,
+    );
+    sandbox.until(
+        "the agent's worker to be born",
+        "test -s /srv/state/children.log",
+    );
+    sandbox.expect("systemctl stop letta-voice-agent-safe", 0);
+    nothing_left(&sandbox);
+    // Not ended by systemd, which has been told how long it takes.
+    assert_eq!(
+        property(&sandbox, UNIT, "Result"),
+        "success",
+        "{}",
+        sandbox.describe()
+    );
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "inactive");
 }
 
 #[test]
@@ -791,6 +916,14 @@ fn both_units_share_one_agent_which_the_agents_unit_runs() {
     let parent = sandbox.expect(&format!("ps -o ppid= -p {agent}"), 0);
     assert_eq!(parent.trim(), property(&sandbox, UNIT, "MainPID"));
     assert!(companion(&sandbox).parse::<u32>().is_ok());
+    let before = companion(&sandbox);
+    // A user who may not ask systemd cannot restart both, and is told who can.
+    let said = sandbox.expect("runuser -u voice /srv/agent/restart_voice_system.sh", 1);
+    assert!(
+        said.contains("sudo systemctl restart letta-voice-agent-safe.service"),
+        "{said}"
+    );
+    assert_eq!((one_agent(&sandbox), companion(&sandbox)), (agent, before));
     // root restarts all of it: each part by whoever runs it.
     sandbox.expect("runuser -u root /srv/agent/restart_voice_system.sh", 0);
     let second = one_agent(&sandbox);
