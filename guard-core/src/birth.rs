@@ -17,6 +17,7 @@ use std::path::Path;
 use std::ptr;
 
 use nix::libc::{self, c_char, c_int};
+use rustix::process::WaitIdOptions;
 
 use crate::agent::{MARK_VARIABLE, Mark};
 use crate::process_table::Pid;
@@ -68,34 +69,44 @@ impl Newborn {
     /// Reaps it, once it is dead.
     #[must_use]
     pub fn reap(&self) -> Ending {
+        self.wait(WaitIdOptions::empty()).unwrap_or(Ending::Unknown)
+    }
+
+    /// Reaps it if it is dead already; `None` while it lives.
+    pub fn reap_if_dead(&self) -> Option<Ending> {
+        self.wait(WaitIdOptions::NOHANG)
+    }
+
+    fn wait(&self, options: WaitIdOptions) -> Option<Ending> {
         use std::os::fd::AsFd as _;
         let waited = rustix::io::retry_on_intr(|| {
             rustix::process::waitid(
                 rustix::process::WaitId::PidFd(self.pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
+                WaitIdOptions::EXITED | options,
             )
         });
         match waited {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => Ending::Exited(code),
                 (_, Some(signal)) => Ending::Killed(signal),
                 _ => Ending::Unknown,
-            },
-            _ => Ending::Unknown,
+            }),
+            Ok(None) => None,
+            Err(_) => Some(Ending::Unknown),
         }
     }
 
-    /// Kills and reaps it, if it is not dead and reaped already.
-    pub fn kill(&self) {
-        let _ = self.kill_and_reap();
-    }
-
-    /// The same; how it has ended.
+    /// Kills and reaps it, if it is not dead and reaped already; how it has ended.
+    /// A child that has become another user (`sudo`) may not be killed, and is not
+    /// waited for: `None` while it lives.
     #[must_use]
-    pub fn kill_and_reap(&self) -> Ending {
+    pub fn kill_and_reap(&self) -> Option<Ending> {
         // Through the pidfd: whoever has reaped it, no stranger is hit.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
-        self.reap()
+        let sent = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        if sent == Err(rustix::io::Errno::PERM) {
+            return self.reap_if_dead();
+        }
+        Some(self.reap())
     }
 }
 

@@ -2,6 +2,7 @@
 //! start by another manager, a step.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,9 +14,9 @@ use rustix::fs::MemfdFlags;
 use crate::agent::Family;
 use crate::birth::{BirthPlan, Bond, Ending, Newborn, give_birth};
 use crate::plan::CommandLine;
-use crate::process_table::ProcessTable;
+use crate::process_table::{Pid, ProcessTable};
 use crate::sighting::{KinOf, Lookout, Strangers};
-use crate::terminate::{Impatience, end, is_dead};
+use crate::terminate::{Impatience, end};
 use crate::vigil::Vigil;
 
 /// A running command.
@@ -25,6 +26,28 @@ pub struct Errand {
     output: OwnedFd,
     begun: Instant,
     limit: Duration,
+}
+
+/// A command took longer than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overdue {
+    /// How long it might have taken.
+    pub limit: Duration,
+    /// Its process, if that could not be ended.
+    pub goes_on: Option<Pid>,
+}
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "not done within {} s", self.limit.as_secs_f64())?;
+        match self.goes_on {
+            Some(pid) => write!(
+                formatter,
+                ", and goes on as PID {pid}, which this user may not end"
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where and with what commands are run.
@@ -86,19 +109,22 @@ impl Errand {
 
     /// How it has ended; `None` while it runs. `Some(Err)` if it took too long
     /// and was killed.
-    pub fn ended(&mut self) -> Option<Result<Ending, Duration>> {
-        if is_dead(self.newborn.pidfd.as_fd()).unwrap_or(true) {
-            return Some(Ok(self.newborn.reap()));
+    pub fn ended(&mut self) -> Option<Result<Ending, Overdue>> {
+        if let Some(ending) = self.newborn.reap_if_dead() {
+            return Some(Ok(ending));
         }
-        if self.left().is_zero() {
-            self.kill();
-            return Some(Err(self.limit));
-        }
-        None
+        self.left().is_zero().then(|| {
+            Err(Overdue {
+                limit: self.limit,
+                goes_on: self.kill(),
+            })
+        })
     }
 
-    /// Ends it and everything under it.
-    pub fn kill(&mut self) {
+    /// Ends it and everything under it. What has become another user's (`sudo`)
+    /// cannot be ended and is not waited for: `Some` is its process.
+    pub fn kill(&mut self) -> Option<Pid> {
+        let mut survives = false;
         if let Ok(table) = ProcessTable::open() {
             let lookout = Lookout {
                 table: &table,
@@ -109,16 +135,25 @@ impl Errand {
             };
             let kin = lookout.gather(KinOf::Everyone, &mut Strangers::default());
             if let Ok(kin) = kin {
-                let _ = end(
+                let ended = end(
                     &table,
                     kin.relatives,
                     Duration::ZERO,
                     &mut Vigil::default(),
                     Impatience::Kill,
                 );
+                survives = ended.is_ok_and(|termination| {
+                    let mut survivors = termination.survivors.iter();
+                    survivors.any(|survivor| survivor.relative.identity.pid == self.newborn.pid)
+                });
             }
         }
-        self.newborn.kill();
+        let ending = if survives {
+            self.newborn.reap_if_dead()
+        } else {
+            self.newborn.kill_and_reap()
+        };
+        ending.is_none().then_some(self.newborn.pid)
     }
 
     /// The last lines that it wrote.

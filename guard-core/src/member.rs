@@ -520,7 +520,12 @@ impl Member {
         let state = std::mem::replace(&mut self.state, State::Skipped);
         self.state = match state {
             State::Commanding(mut errand) => {
-                errand.kill();
+                if let Some(pid) = errand.kill() {
+                    self.notes.note(format!(
+                        "the command that starts {} goes on as PID {pid}, which this user may not end",
+                        self.companion.name
+                    ));
+                }
                 State::Skipped
             }
             State::Waiting | State::Asking(..) => State::Skipped,

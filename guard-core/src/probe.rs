@@ -287,7 +287,7 @@ impl Probe {
                 return true;
             }
             Ok(ending) => self.why_not = format!("{name}: {ending}"),
-            Err(limit) => self.why_not = format!("{name} took longer than {limit:?}"),
+            Err(overdue) => self.why_not = format!("{name}: {overdue}"),
         }
         if let Some(line) = running.last_lines(1).first() {
             self.why_not.push_str(": ");

@@ -760,7 +760,7 @@ impl Start<'_> {
                 report.survivors(&termination.survivors);
             }
         }
-        self.newborn.kill_and_reap()
+        self.newborn.kill_and_reap().unwrap_or(Ending::Unknown)
     }
 
     /// Removes the PID file that names the dead agent; under the guard.

@@ -24,6 +24,7 @@ mod program;
 mod sandbox;
 pub mod surroundings;
 pub mod syscalls;
+pub mod system;
 mod wait;
 mod world;
 

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::presence::open_pidfd;
 use super::{Context, Found, Member, Origin, Problem, Process, State, Then};
@@ -14,7 +14,7 @@ use crate::birth::{BirthPlan, Bond, Ending, Newborn, give_birth};
 use crate::cleaning;
 use crate::config::OnStart;
 use crate::deadline::Deadline;
-use crate::errand::{Errand, Surroundings};
+use crate::errand::{Errand, Overdue, Surroundings};
 use crate::failure::Failure;
 use crate::log_file::{AgentLog, LogError};
 use crate::plan::{Job, Ready, put_in};
@@ -204,7 +204,7 @@ impl Member {
     /// The command that asks another manager has ended.
     pub(super) fn commanded(
         &mut self,
-        ended: Result<Ending, Duration>,
+        ended: Result<Ending, Overdue>,
         last_lines: Vec<String>,
         context: &Context<'_>,
     ) -> Result<(), Failure> {
@@ -220,10 +220,7 @@ impl Member {
                 return self.ask_first(context, Some(Deadline::after(left)));
             }
             Ok(ending) => format!("cannot start it with `{command}`: {ending}"),
-            Err(limit) => format!(
-                "cannot start it with `{command}`: not done within {} s",
-                limit.as_secs_f64()
-            ),
+            Err(overdue) => format!("cannot start it with `{command}`: {overdue}"),
         };
         let problem = Problem {
             why,

@@ -58,12 +58,16 @@ impl Member {
             Round::Endless => Clearing::Incomplete,
         };
         if let Some(process) = self.process.take().filter(|process| process.newborn) {
-            // Dead: reaped, so that it does not stay behind as a zombie.
-            Newborn {
+            // Reaped, so that it does not stay behind as a zombie; not waited for if
+            // it could not be ended.
+            let newborn = Newborn {
                 pid: process.pid,
                 pidfd: process.pidfd,
-            }
-            .kill();
+            };
+            let _ = match clearing {
+                Clearing::Done(_) => newborn.kill_and_reap(),
+                _ => newborn.reap_if_dead(),
+            };
         }
         if !matches!(clearing, Clearing::Done(_)) {
             let why = self

@@ -37,7 +37,7 @@ impl SystemRun<'_> {
             let line = first + index;
             let since = Instant::now();
             self.show(line, PartState::Starting, "");
-            let ended = match self.run_step(&step)? {
+            let ended = match self.run_step(&step, report)? {
                 Ok(ended) => ended,
                 Err(interruption) => {
                     self.show(line, PartState::Failed, "interrupted");
@@ -88,6 +88,7 @@ impl SystemRun<'_> {
     fn run_step(
         &mut self,
         step: &Step,
+        report: &mut Report,
     ) -> Result<Result<Result<(), (String, Vec<String>)>, Interruption>, Failure> {
         let surroundings = {
             let troop = self.troop.borrow();
@@ -118,13 +119,18 @@ impl SystemRun<'_> {
                 let why = match ended {
                     Ok(Ending::Exited(0)) => return Ok(Ok(Ok(()))),
                     Ok(ending) => ending.to_string(),
-                    Err(limit) => format!("not done within {} s", limit.as_secs_f64()),
+                    Err(overdue) => overdue.to_string(),
                 };
                 return Ok(Ok(Err((why, errand.last_lines(LAST_LINES)))));
             }
             match self.vigil.wait(&[errand.event()], errand.left()) {
                 Ok(Woken::ByInterruption(interruption)) => {
-                    errand.kill();
+                    if let Some(pid) = errand.kill() {
+                        let name = &step.name;
+                        report.note(format!(
+                            "the step {name} goes on as PID {pid}, which this user may not end"
+                        ));
+                    }
                     return Ok(Err(interruption));
                 }
                 Ok(_) => {}
