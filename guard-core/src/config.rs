@@ -58,7 +58,7 @@ pub(crate) struct AgentTable {
     pub(crate) env_files: Option<Texts>,
     pid_file: Option<Text>,
     lock_file: Option<Text>,
-    log: Option<Text>,
+    pub(crate) log: Option<Text>,
     ready_pattern: Option<Text>,
     verify_seconds: Option<Spanned<f64>>,
     grace_seconds: Option<Spanned<f64>>,

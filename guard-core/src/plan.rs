@@ -1,6 +1,8 @@
 //! The voice system as data: what `voice-system.toml` says, resolved against
 //! the project folder and the environment, and checked for sense.
 
+mod clashes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
@@ -12,12 +14,12 @@ use std::time::Duration;
 use regex_lite::Regex;
 use toml::Spanned;
 
-use crate::cleaning::{self, Places};
 use crate::config::{
     CompanionTable, Config, OnFailure, OnStart, PortValue, ReadyTable, StepTable, When, closest,
 };
 use crate::failure::Failure;
 use crate::http::HttpUrl;
+use crate::readiness;
 use crate::settings::{EnvFile, Settings};
 
 /// How the agent is called in `needs`.
@@ -219,30 +221,6 @@ impl Plan {
         .plan()
     }
 
-    /// What no cleaning may remove.
-    #[must_use]
-    pub fn places(&self, settings: &Settings) -> Places {
-        let mut needed = vec![
-            settings.project_dir.clone(),
-            self.file.clone(),
-            self.runtime.clone(),
-            settings.pid_file.clone(),
-            settings.lock_file.clone(),
-            settings.log_file.clone(),
-        ];
-        if let EnvFile::Configured(files) = &settings.env_file {
-            needed.extend(files.iter().cloned());
-        }
-        for companion in &self.companions {
-            needed.push(companion.folder.clone());
-            needed.push(companion.log.clone());
-            if let Job::Own(command) = &companion.job {
-                needed.push(command.program.clone());
-            }
-        }
-        Places::of(needed)
-    }
-
     /// The order in which everything can be started one by one.
     #[must_use]
     pub fn order(&self) -> Vec<Need> {
@@ -296,9 +274,22 @@ impl Plan {
     /// Does `part` wait for the agent, if only through others?
     #[must_use]
     pub fn waits_for_agent(&self, index: usize) -> bool {
+        self.before(index).contains(&Need::Agent)
+    }
+
+    /// Does the companion `index` wait for the companion `other`, if only through
+    /// others?
+    #[must_use]
+    pub fn waits_for(&self, index: usize, other: usize) -> bool {
+        self.before(index).contains(&Need::Companion(other))
+    }
+
+    /// Everything that is up before it.
+    fn before(&self, index: usize) -> Vec<Need> {
         let mut order = Vec::new();
         self.visit(Need::Companion(index), &mut order);
-        order.contains(&Need::Agent)
+        order.pop();
+        order
     }
 }
 
@@ -375,27 +366,9 @@ impl Resolver<'_> {
         };
         self.check_cycles(&plan)?;
         self.check_cleaning(&plan)?;
+        self.check_logs(&plan)?;
+        self.check_ports(&plan)?;
         Ok(plan)
-    }
-
-    /// Nothing may be removed that anybody needs.
-    fn check_cleaning(&self, plan: &Plan) -> Result<(), Failure> {
-        let places = plan.places(self.settings);
-        let tables = &self.config.tables().companions;
-        for (table, companion) in tables.iter().zip(&plan.companions) {
-            let Some(clean) = &table.clean else { continue };
-            let folders = &clean.get_ref().folders;
-            for (folder, path) in folders.iter().zip(&companion.clean_folders) {
-                cleaning::may_remove(path, &places).map_err(|why| {
-                    self.wrong(
-                        folder,
-                        &format!("will not remove {}: {why}", path.display()),
-                    )
-                    .help("name a folder of its own that only this companion fills")
-                })?;
-            }
-        }
-        Ok(())
     }
 
     /// What the agent needs of files, at their places in the file.
@@ -852,10 +825,12 @@ impl Resolver<'_> {
             });
         }
         if let Some(log) = log {
-            return Regex::new(log.get_ref()).map(Ready::Log).map_err(|error| {
-                self.wrong(log, &format!("no regular expression: {error}"))
-                    .help("escape what is meant literally: \\( \\[ \\.")
-            });
+            return readiness::compile(log.get_ref())
+                .map(Ready::Log)
+                .map_err(|error| {
+                    self.wrong(log, &format!("no regular expression: {error}"))
+                        .help("escape what is meant literally: \\( \\[ \\.")
+                });
         }
         if let Some(command) = command {
             return Ok(Ready::Command(self.command(
