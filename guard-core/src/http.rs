@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::PollFlags;
@@ -19,6 +19,21 @@ pub struct HttpUrl {
     host: String,
     port: u16,
     path: String,
+}
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// There, in this order.
+    Addresses(Vec<SocketAddr>),
+    /// A name whose addresses have to be asked for, and the port.
+    Name(String, u16),
+}
+
+enum Host<'a> {
+    Here,
+    At(IpAddr),
+    Named(&'a str),
 }
 
 impl HttpUrl {
@@ -73,28 +88,35 @@ impl HttpUrl {
         self.port
     }
 
-    /// Does it name this machine?
+    /// Does it name this machine, as can be told without asking a name server?
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.addresses()
-            .iter()
-            .any(|address| address.ip().is_loopback() || address.ip().is_unspecified())
+        match self.host() {
+            Host::Here => true,
+            Host::At(address) => address.is_loopback() || address.is_unspecified(),
+            Host::Named(name) => rustix::system::uname()
+                .nodename()
+                .to_str()
+                .is_ok_and(|own| own.eq_ignore_ascii_case(name)),
+        }
     }
 
     /// Where to connect.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub fn target(&self) -> Target {
+        match self.host() {
+            Host::Here => Target::Addresses(local(self.port)),
+            Host::At(address) => Target::Addresses(vec![SocketAddr::new(address, self.port)]),
+            Host::Named(name) => Target::Name(name.to_owned(), self.port),
+        }
+    }
+
+    fn host(&self) -> Host<'_> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         if host.eq_ignore_ascii_case("localhost") {
-            return local(self.port);
+            return Host::Here;
         }
-        if let Ok(address) = host.parse::<IpAddr>() {
-            return vec![SocketAddr::new(address, self.port)];
-        }
-        (host, self.port)
-            .to_socket_addrs()
-            .map(Iterator::collect)
-            .unwrap_or_default()
+        host.parse().map_or(Host::Named(host), Host::At)
     }
 
     /// The request for it.
@@ -297,10 +319,18 @@ mod tests {
         ] {
             assert!(HttpUrl::parse(bad).is_err(), "{bad}");
         }
+        let target = |url| HttpUrl::parse(url).unwrap().target();
         assert_eq!(
-            HttpUrl::parse("http://[::1]:90/").unwrap().addresses(),
-            ["[::1]:90".parse().unwrap()]
+            target("http://[::1]:90/"),
+            Target::Addresses(vec!["[::1]:90".parse().unwrap()])
         );
+        assert_eq!(
+            target("http://letta.example/"),
+            Target::Name("letta.example".to_owned(), 80)
+        );
+        let is_local = |url| HttpUrl::parse(url).unwrap().is_local();
+        assert!(is_local("http://LocalHost/") && is_local("http://127.1.2.3/"));
+        assert!(!is_local("http://letta.example/") && !is_local("http://192.0.2.1/"));
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //!   a `system_run` under a `system_guard`), [`survey`] (how it is), [`outline`]
 //!   (what would be done), [`troop`] of [`member`]s (the companions on their way up
 //!   and down, in one loop), [`plan`] out of [`config`] (`voice-system.toml`),
-//!   [`probe`] and [`http`] (is it ready?), [`errand`] (a command that is waited
+//!   [`probe`], [`http`] and [`host_lookup`] (is it ready?), [`errand`] (a command that is waited
 //!   for), [`port_owner`], [`cleaning`], [`runtime`] (where their PID files are),
 //!   [`progress`], [`part_facts`].
 //! - What happens: [`birth`] (fork to exec), [`readiness`] and [`log_file`],
@@ -42,6 +42,7 @@ pub mod failure;
 pub mod foreground;
 pub mod guard;
 mod hand_over;
+pub mod host_lookup;
 pub mod http;
 pub mod log_file;
 pub mod member;

@@ -10,7 +10,8 @@ use rustix::event::PollFlags;
 
 use crate::birth::Ending;
 use crate::errand::{Errand, Surroundings};
-use crate::http::{Exchange, HttpUrl, Progress, local};
+use crate::host_lookup::HostLookup;
+use crate::http::{Exchange, HttpUrl, Progress, Target, local};
 use crate::log_file::AgentLog;
 use crate::plan::{CommandLine, Ready, put_in};
 use crate::readiness::LogWatch;
@@ -27,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// not running more than half of the time.
 const FIRST_COMMAND_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_COMMAND_PAUSE: Duration = Duration::from_millis(40);
+/// Between two looks whose an open port is: each reads all processes.
+const STRANGER_PAUSE: Duration = Duration::from_millis(100);
 /// How often a log is looked at (`readiness.rs` says why no watch is used).
 const LOG_GLANCE: Duration = Duration::from_millis(10);
 
@@ -40,8 +43,19 @@ pub struct Probe {
     asked: bool,
 }
 
+/// A host whose addresses are not known yet.
+#[derive(Debug)]
+struct Host {
+    name: String,
+    port: u16,
+    surroundings: Surroundings,
+    lookup: Option<HostLookup>,
+}
+
 #[derive(Debug)]
 enum Question {
+    /// The addresses first, then the connection.
+    Host(Host, Vec<u8>, Option<u16>),
     /// A connection, or a GET, to the first of these that accepts.
     Net {
         addresses: Vec<SocketAddr>,
@@ -74,13 +88,6 @@ impl Probe {
         since: Instant,
         log: Option<&AgentLog>,
     ) -> Result<Self, String> {
-        let net = |addresses, request, status| Question::Net {
-            addresses,
-            request,
-            status,
-            at: 0,
-            exchange: None,
-        };
         let question = match ready {
             Ready::Port(fixed) => net(
                 fixed.or(port).map(local).unwrap_or_default(),
@@ -89,7 +96,18 @@ impl Probe {
             ),
             Ready::Http { url, status } => {
                 let url = HttpUrl::parse(&put_in(url, port))?;
-                net(url.addresses(), url.request(), Some(*status))
+                match url.target() {
+                    Target::Addresses(addresses) => net(addresses, url.request(), Some(*status)),
+                    Target::Name(name, port) => {
+                        let host = Host {
+                            name,
+                            port,
+                            surroundings: surroundings.clone(),
+                            lookup: None,
+                        };
+                        Question::Host(host, url.request(), Some(*status))
+                    }
+                }
             }
             Ready::Log(pattern) => Question::Log(
                 log.map(|log| LogWatch::of(log, pattern.clone()))
@@ -105,7 +123,7 @@ impl Probe {
             Ready::Alive(span) => Question::Alive(since.checked_add(*span).unwrap_or(since)),
         };
         let pause = match question {
-            Question::Command { .. } => FIRST_COMMAND_PAUSE,
+            Question::Command { .. } | Question::Host(..) => FIRST_COMMAND_PAUSE,
             _ => FIRST_PAUSE,
         };
         Ok(Self {
@@ -123,6 +141,16 @@ impl Probe {
         &self.why_not
     }
 
+    /// It was answered, but by somebody else: asks again, a little later.
+    pub fn is_not_it(&mut self, why: String) {
+        self.why_not = why;
+        self.next = Instant::now() + STRANGER_PAUSE;
+        if let Question::Net { at, exchange, .. } = &mut self.question {
+            *exchange = None;
+            *at = 0;
+        }
+    }
+
     /// Has one question been answered, if only by no?
     #[must_use]
     pub fn is_answered(&self) -> bool {
@@ -137,6 +165,13 @@ impl Probe {
                 exchange: Some((exchange, _)),
                 ..
             } => vec![exchange.event()],
+            Question::Host(
+                Host {
+                    lookup: Some(lookup),
+                    ..
+                },
+                ..,
+            ) => vec![(lookup.event(), PollFlags::IN)],
             Question::Command {
                 errand: Some(errand),
                 ..
@@ -161,6 +196,14 @@ impl Probe {
                 ..
             } => Some(errand.left()),
             Question::Alive(at) => until(*at),
+            Question::Host(
+                Host {
+                    lookup: Some(lookup),
+                    ..
+                },
+                ..,
+            ) => Some(lookup.left()),
+            Question::Host(..) => until(self.next),
             Question::Net { .. } | Question::Command { .. } => until(self.next),
         }
     }
@@ -186,8 +229,47 @@ impl Probe {
                     None => false,
                 }
             }
+            Question::Host(..) => self.step_host(now),
             Question::Net { .. } => self.step_net(now),
             Question::Command { .. } => self.step_command(now),
+        }
+    }
+
+    fn step_host(&mut self, now: Instant) -> bool {
+        let Question::Host(host, request, status) = &mut self.question else {
+            return false;
+        };
+        let Some(lookup) = &mut host.lookup else {
+            if now >= self.next {
+                match HostLookup::begin(&host.name, host.port, &host.surroundings) {
+                    Ok(lookup) => {
+                        host.lookup = Some(lookup);
+                        self.why_not = format!("no answer yet where {} is", host.name);
+                    }
+                    Err(why) => {
+                        self.why_not = why;
+                        self.asked = true;
+                        self.next = now + LONGEST_COMMAND_PAUSE;
+                    }
+                }
+            }
+            return false;
+        };
+        match lookup.answer() {
+            None => false,
+            Some(Ok(addresses)) => {
+                self.question = net(addresses, std::mem::take(request), *status);
+                self.pause = FIRST_PAUSE;
+                self.step_net(now)
+            }
+            Some(Err(why)) => {
+                self.why_not = why;
+                self.asked = true;
+                host.lookup = None;
+                self.next = now + self.pause;
+                self.pause = (self.pause * 2).min(LONGEST_COMMAND_PAUSE);
+                false
+            }
         }
     }
 
@@ -208,9 +290,6 @@ impl Probe {
                     return false;
                 }
                 let Some(&address) = addresses.get(*at) else {
-                    if addresses.is_empty() {
-                        "its host name has no address".clone_into(&mut self.why_not);
-                    }
                     *at = 0;
                     self.asked = true;
                     self.next = now + self.pause;
@@ -302,14 +381,33 @@ impl Probe {
     }
 }
 
+fn net(addresses: Vec<SocketAddr>, request: Vec<u8>, status: Option<u16>) -> Question {
+    Question::Net {
+        addresses,
+        request,
+        status,
+        at: 0,
+        exchange: None,
+    }
+}
+
 impl Drop for Probe {
     fn drop(&mut self) {
-        if let Question::Command {
-            errand: Some(errand),
-            ..
-        } = &mut self.question
-        {
-            errand.kill();
+        match &mut self.question {
+            Question::Command {
+                errand: Some(errand),
+                ..
+            } => {
+                errand.kill();
+            }
+            Question::Host(
+                Host {
+                    lookup: Some(lookup),
+                    ..
+                },
+                ..,
+            ) => lookup.give_up(),
+            _ => {}
         }
     }
 }
