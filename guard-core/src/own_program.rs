@@ -47,11 +47,15 @@ impl OwnProgram {
         let called = program.file_name().unwrap_or_default().as_bytes().to_vec();
         let program = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
         let is_inside = program.starts_with(folder) || program.starts_with(project_dir);
+        let runs_others = is_interpreter(&called)
+            || program
+                .file_name()
+                .is_some_and(|name| is_interpreter(name.as_bytes()));
         let kind = if is_python(&called) {
             Kind::Python
         } else if is_script(&program) {
             Kind::Script
-        } else if is_inside && alone {
+        } else if is_inside && alone && !runs_others {
             Kind::Binary
         } else {
             Kind::Shared
@@ -135,6 +139,25 @@ fn same(words: &[&[u8]], variant: &[OsString]) -> bool {
             .iter()
             .zip(variant)
             .all(|(word, wanted)| *word == wanted.as_bytes())
+}
+
+/// Programs that run other programs' text: one in the project folder (a version
+/// manager's, when that is the home folder) says nothing of what it runs.
+const INTERPRETERS: [&str; 36] = [
+    "ash", "bash", "beam.smp", "bun", "busybox", "cargo", "csh", "dart", "dash", "deno", "dotnet",
+    "elixir", "env", "erl", "fish", "go", "java", "julia", "ksh", "lua", "luajit", "make", "mono",
+    "node", "nodejs", "npm", "npx", "perl", "php", "pnpm", "R", "ruby", "sh", "tclsh", "uv", "zsh",
+];
+
+/// Is this such a program's name, with a version or not (`perl5.36`)?
+fn is_interpreter(name: &[u8]) -> bool {
+    let end = name
+        .iter()
+        .rposition(|byte| !byte.is_ascii_digit() && *byte != b'.' && *byte != b'-')
+        .map_or(0, |at| at + 1);
+    INTERPRETERS
+        .iter()
+        .any(|interpreter| interpreter.as_bytes() == &name[..end])
 }
 
 fn is_script(program: &Path) -> bool {

@@ -14,22 +14,21 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// `$XDG_RUNTIME_DIR/voice-guard`, which is `/run/user/UID/voice-guard` also where
+/// `$XDG_RUNTIME_DIR/voice-guard`, if that folder is the caller's own, which is `/run/user/UID/voice-guard` also where
 /// the variable is not set, as in cron, or `/tmp/voice-guard-UID`; and in it a
 /// folder for each project.
 #[must_use]
 pub fn folder_of(project_dir: &Path) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
-    let session = || {
-        let folder = PathBuf::from(format!("/run/user/{user}"));
-        let is_ours = fs::symlink_metadata(&folder)
-            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user);
-        is_ours.then_some(folder)
+    let is_ours = |folder: &PathBuf| {
+        fs::symlink_metadata(folder)
+            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user)
     };
+    // `sudo -E` hands on the user's: what root makes there, he could not use.
     env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute() && folder.is_dir())
-        .or_else(session)
+        .filter(|folder| folder.is_absolute() && is_ours(folder))
+        .or_else(|| Some(PathBuf::from(format!("/run/user/{user}"))).filter(is_ours))
         .map_or_else(
             || PathBuf::from(format!("/tmp/voice-guard-{user}")),
             |folder| folder.join("voice-guard"),
