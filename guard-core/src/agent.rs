@@ -438,6 +438,12 @@ impl Mark {
         self.is_of(family) && self.pid_file == pid_file
     }
 
+    /// The file that tracked the agent at its birth.
+    #[must_use]
+    pub fn pid_file(&self) -> &Path {
+        &self.pid_file
+    }
+
     /// The birth that the bearer comes from.
     #[must_use]
     pub fn birth(&self) -> &[u8; 32] {

@@ -73,6 +73,7 @@ impl Newborn {
     }
 
     /// Reaps it if it is dead already; `None` while it lives.
+    #[must_use]
     pub fn reap_if_dead(&self) -> Option<Ending> {
         self.wait(WaitIdOptions::NOHANG)
     }

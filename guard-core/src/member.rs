@@ -1,9 +1,11 @@
 //! One companion: a little machine that never waits, and is stepped whenever
-//! something has happened. On its way up: `ascent`; on its way down: `descent`; what there is of it: `presence`.
+//! something has happened. On its way up: `ascent`; on its way down: `descent`; what there is of it: `presence`; that it was
+//! ready: `remembered`.
 
 mod ascent;
 mod descent;
 mod presence;
+mod remembered;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -44,6 +46,8 @@ pub struct Member {
     took: Option<Duration>,
     port: Option<u16>,
     process: Option<Process>,
+    /// What a look has found of several at once.
+    mess: Option<Mess>,
     origin: Origin,
     problem: Option<Problem>,
     /// When it last changed what there is of it: a look that began before does
@@ -54,14 +58,14 @@ pub struct Member {
 }
 
 /// May a stop of the system stop it?
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ours {
     /// Yes.
     Yes,
     /// Nothing of it runs.
     Absent,
-    /// It was there before, and nobody here has started it.
-    Found(Pid),
+    /// It was there before, and nobody here has started it; the processes.
+    Found(Vec<Pid>),
     /// Somebody else owns it.
     Never,
 }
@@ -179,9 +183,22 @@ enum Then {
 #[derive(Debug)]
 enum Found {
     Nothing,
+    /// Its PID file is locked by a process that cannot be seen from here.
+    Locked,
     One(Identity),
     /// Several, or leftovers of a dead one.
-    Mess,
+    Mess(Mess),
+}
+
+/// More of a companion than the one process that should run.
+#[derive(Debug, Default)]
+pub struct Mess {
+    /// The companion itself: several, or one, or none.
+    pub copies: Vec<Pid>,
+    /// What is left of dead ones.
+    pub left: Vec<Pid>,
+    /// The PID file is locked by a process that cannot be seen from here.
+    pub is_locked: bool,
 }
 
 /// What a member needs to know of the others.
@@ -191,6 +208,8 @@ pub(crate) struct Context<'a> {
     pub(crate) own_start: u64,
     pub(crate) restarting: bool,
     pub(crate) readings: &'a Readings,
+    /// The ports of the other companions, and whose each is.
+    pub(crate) taken: &'a [(u16, String)],
     /// When this step began.
     pub(crate) now: Instant,
 }
@@ -252,6 +271,7 @@ impl Member {
             took: None,
             port: companion.first_port(),
             process: None,
+            mess: None,
             origin: Origin::Started,
             problem: None,
             changed: Instant::now(),
@@ -300,6 +320,12 @@ impl Member {
     #[must_use]
     pub fn notes(&self) -> &Report {
         &self.notes
+    }
+
+    /// The processes, if a look has found more than the one that should run.
+    #[must_use]
+    pub fn mess(&self) -> Option<&Mess> {
+        self.mess.as_ref()
     }
 
     /// Was it there before?
@@ -450,7 +476,7 @@ impl Member {
                 }
                 Ok(())
             }
-            State::Starting { .. } => self.watch_birth(),
+            State::Starting { .. } => self.watch_birth(context),
             State::Ending { .. } => self.end_processes(context),
             State::Ready => self.watch(),
             State::ToStop => {
@@ -467,6 +493,14 @@ impl Member {
     /// It waits for what it needs.
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting)
+    }
+
+    /// It was not begun, or has failed: nothing is known of what runs of it.
+    pub(crate) fn is_beyond_us(&self) -> bool {
+        matches!(
+            self.state,
+            State::Waiting | State::Skipped | State::Failed | State::ToStop
+        )
     }
 
     /// It is on its way down.

@@ -50,7 +50,10 @@ impl PartFacts {
             name: companion.name.clone(),
             kind: "companion",
             state: member.part_state().name(),
-            pid: member.pid().map(Pid::get),
+            pid: member
+                .pid()
+                .or_else(|| member.mess()?.copies.first().copied())
+                .map(Pid::get),
             port: member.port(),
             url: companion.url.as_ref().map(|url| put_in(url, member.port())),
             log: own.then(|| companion.log.display().to_string()),

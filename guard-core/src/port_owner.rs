@@ -67,33 +67,38 @@ pub fn holds(pid: Pid, listeners: &[Listener]) -> Option<bool> {
     }))
 }
 
-/// Who holds these sockets, in words: PID, command, user.
+/// Who holds these sockets, in words: PID, command, user; whatever can be told.
 #[must_use]
 pub fn name_holders(table: &ProcessTable, listeners: &[Listener]) -> String {
+    holder_of(table, listeners).unwrap_or_else(|| {
+        let users: BTreeSet<String> = listeners
+            .iter()
+            .map(|listener| user_name(listener.uid))
+            .collect();
+        let users: Vec<String> = users.into_iter().collect();
+        format!(
+            "a process of user {} that cannot be seen from here",
+            users.join(", ")
+        )
+    })
+}
+
+/// The same, if it can be seen.
+#[must_use]
+pub fn holder_of(table: &ProcessTable, listeners: &[Listener]) -> Option<String> {
     let mut holders = Vec::new();
     let _ = table.for_each(|pid, block| {
         if holds(pid, listeners) == Some(true) {
             holders.push((pid, shown_command(block)));
         }
     });
-    if holders.is_empty() {
-        let users: BTreeSet<String> = listeners
-            .iter()
-            .map(|listener| user_name(listener.uid))
-            .collect();
-        let users: Vec<String> = users.into_iter().collect();
-        return format!(
-            "a process of user {} that cannot be seen from here",
-            users.join(", ")
-        );
-    }
     // A server and its forked children hold the same socket: the first will do.
-    let (pid, command) = &holders[0];
+    let (pid, command) = holders.first()?;
     let user = table.credentials(*pid).ok().flatten().map_or_else(
         || "unknown".to_owned(),
         |credentials| user_name(credentials.uid),
     );
-    format!("PID {pid} ({command}), user {user}")
+    Some(format!("PID {pid} ({command}), user {user}"))
 }
 
 fn shown_command(block: &[u8]) -> String {

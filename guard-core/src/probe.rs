@@ -203,8 +203,9 @@ impl Probe {
                 },
                 ..,
             ) => Some(lookup.left()),
-            Question::Host(..) => until(self.next),
-            Question::Net { .. } | Question::Command { .. } => until(self.next),
+            Question::Host(..) | Question::Net { .. } | Question::Command { .. } => {
+                until(self.next)
+            }
         }
     }
 

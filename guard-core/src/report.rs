@@ -816,7 +816,7 @@ impl Report {
         let state = if running.is_empty() {
             "nothing of the system was left running".to_owned()
         } else {
-            format!("what was ready goes on: {}", running.join(", "))
+            format!("what runs now: {}", running.join(", "))
         };
         self.headline(
             Tone::Warning,

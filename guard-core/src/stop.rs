@@ -19,7 +19,7 @@ use crate::signals::Interruption;
 use crate::startup_lock::Starter;
 use crate::terminate::{Impatience, Termination, end};
 use crate::tracking_file::{self, PlainError};
-use crate::vigil::Vigil;
+use crate::vigil::{Vigil, Woken};
 
 /// How long, beyond the grace period, a stop waits for other programs to let
 /// go of the guard: their own verification window and their clearing up.
@@ -51,6 +51,19 @@ pub(crate) enum Clearing {
 /// # Errors
 /// When the guard cannot be had, or something cannot be looked at.
 pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
+    // It may be interrupted at any point: the next one goes on from there.
+    stop_heeding(&mut Vigil::default(), settings, report)
+}
+
+/// The same, where `vigil` hears interruptions.
+///
+/// # Errors
+/// As [`stop`].
+pub(crate) fn stop_heeding(
+    vigil: &mut Vigil,
+    settings: &Settings,
+    report: &mut Report,
+) -> Result<Outcome, Failure> {
     if let Some(outcome) = hand_over::from_inside(settings, Verb::Stop, report)? {
         return Ok(outcome);
     }
@@ -58,37 +71,37 @@ pub fn stop(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure
         return Ok(relayed(exit_code, Outcome::Stopped, Outcome::NotStopped));
     }
     let scene = Scene::open(settings)?;
-    // A stop may be interrupted at any point: the next one goes on from there.
-    let mut vigil = Vigil::default();
     let units = hand_over::units(&scene, Verb::Stop)?;
     let mut ended_before = match hand_over::stop(&scene, &units, Verb::Stop, report)? {
         Stopping::Done(count) => count,
         Stopping::Asked => return Ok(Outcome::Asked),
     };
     let patience = settings.grace + GUARD_PATIENCE;
-    let guard = take_guard(&scene, patience, |kin| {
+    let guard = take_guard(&scene, patience, vigil, |kin, vigil| {
         ended_before += kin.relatives.len();
         let grace = settings.grace;
         end(
             &scene.table,
             kin.relatives,
             grace,
-            &mut Vigil::default(),
+            vigil,
             Impatience::GiveUp,
         )
         .map(|termination| {
             report.ended(&termination.ended);
             report.survivors(&termination.survivors);
+            termination.interrupted
         })
         .map_err(|error| cannot_end(&error))
     })?;
-    let clearing = clear_everything(
-        &scene,
-        &guard,
-        &mut Strangers::default(),
-        &mut vigil,
-        report,
-    )?;
+    let guard = match guard {
+        Ok(guard) => guard,
+        Err(interruption) => {
+            report.interrupted(interruption, Left::Ending);
+            return Ok(Outcome::Interrupted(interruption));
+        }
+    };
+    let clearing = clear_everything(&scene, &guard, &mut Strangers::default(), vigil, report)?;
     let ended = match clearing {
         Clearing::Done(ended) => ended + ended_before,
         Clearing::Incomplete => {
@@ -116,13 +129,14 @@ pub(crate) fn relayed(exit_code: u8, good: Outcome, bad: Outcome) -> Outcome {
 fn take_guard(
     scene: &Scene<'_>,
     patience: Duration,
-    mut end_start: impl FnMut(Kin) -> Result<(), Failure>,
-) -> Result<HeldGuard, Failure> {
+    vigil: &mut Vigil,
+    mut end_start: impl FnMut(Kin, &mut Vigil) -> Result<Option<Interruption>, Failure>,
+) -> Result<Result<HeldGuard, Interruption>, Failure> {
     let mut deadline = Deadline::after(patience);
     let mut strangers = Strangers::default();
     loop {
         if let Some(guard) = scene.try_guard()? {
-            return Ok(guard);
+            return Ok(Ok(guard));
         }
         let holder = scene.guard_holder();
         let is_starting = !matches!(
@@ -131,13 +145,27 @@ fn take_guard(
         );
         if is_starting {
             let kin = scene.gather(tracked(scene)?, KinOf::Everyone, &mut strangers)?;
-            if !kin.relatives.is_empty() {
-                end_start(kin)?;
+            if !kin.relatives.is_empty()
+                && let Some(interruption) = end_start(kin, vigil)?
+            {
+                return Ok(Err(interruption));
             }
         }
-        if !deadline.wait() {
+        let Some(pause) = deadline.next_pause() else {
             return Err(guard_is_held(scene));
+        };
+        if let Some(interruption) = pause_for(pause, vigil)? {
+            return Ok(Err(interruption));
         }
+    }
+}
+
+/// Pauses, unless an interruption is heard.
+fn pause_for(pause: Duration, vigil: &mut Vigil) -> Result<Option<Interruption>, Failure> {
+    match vigil.wait(&[], pause) {
+        Ok(Woken::ByInterruption(interruption)) => Ok(Some(interruption)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(cannot_end(&error)),
     }
 }
 

@@ -1,21 +1,27 @@
 //! How every part is: asked all at once, nothing changed.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::failure::Failure;
+use crate::member::Mess;
 use crate::outcome::Outcome;
 use crate::part_facts::{PartFacts, print_table};
 use crate::plan::{AGENT, Demand, Job, Plan, Ready};
 use crate::probe::Probe;
+use crate::process_details::memory_of;
+use crate::process_table::Pid;
 use crate::progress::{PartState, Progress};
+use crate::reading::Reading;
 use crate::report::{Format, Report};
 use crate::scene::Scene;
 use crate::settings::Settings;
+use crate::sighting::{KinOf, Strangers};
 use crate::stop::tracked;
-use crate::system_run::cannot_wait;
+use crate::system_run::{cannot_wait, list};
 use crate::troop::Troop;
 use crate::vigil::{Meanwhile, Vigil};
 
@@ -30,12 +36,13 @@ pub fn status(settings: &Settings, report: &mut Report) -> Result<Outcome, Failu
         .map(|config| Plan::resolve(config, settings, Demand::Stop))
         .transpose()?;
     let mut facts = Vec::new();
+    let mut reading = None;
     if let Some(plan) = &plan {
-        facts = survey(plan, settings, report)?;
+        (facts, reading) = survey(plan, settings, report)?;
     } else {
         report.agent_only();
     }
-    facts.push(agent_status(settings, report)?);
+    facts.push(agent_status(settings, reading, report)?);
     let bad: Vec<String> = facts
         .iter()
         .filter(|part| part.state != PartState::Ready.name())
@@ -94,7 +101,7 @@ fn survey(
     plan: &Plan,
     settings: &Settings,
     report: &mut Report,
-) -> Result<Vec<PartFacts>, Failure> {
+) -> Result<(Vec<PartFacts>, Option<Rc<Reading>>), Failure> {
     let progress = Progress::new(Format::Quiet, false, &[]);
     let mut troop = Troop::new(plan.clone(), settings, progress, false, Demand::Stop)?;
     let surroundings = troop.surroundings().clone();
@@ -146,12 +153,64 @@ fn survey(
             };
             part.error = Some(why);
         }
+        if let Some(mess) = member.mess() {
+            let (state, why) = untidy(mess);
+            part.state = state;
+            part.error = Some(why);
+        }
         facts.push(part);
     }
-    Ok(facts)
+    let reading = troop.reading()?;
+    Ok((facts, Some(reading)))
 }
 
-fn agent_status(settings: &Settings, report: &mut Report) -> Result<PartFacts, Failure> {
+/// More runs than should: how many of what.
+fn untidy(mess: &Mess) -> (&'static str, String) {
+    let left = || {
+        let (count, pids) = (mess.left.len(), list(&mess.left));
+        format!("{count} process(es) of a dead one are left: PID {pids}")
+    };
+    if mess.is_locked {
+        let why = "its PID file is locked by a process that cannot be seen from here";
+        return ("unclear", why.to_owned());
+    }
+    match mess.copies.as_slice() {
+        [] => ("not running", format!("not running, but {}", left())),
+        [one] => ("unclear", format!("beside PID {one}, {}", left())),
+        copies => (
+            "duplicates",
+            format!("{} of it run at once: PID {}", copies.len(), list(copies)),
+        ),
+    }
+}
+
+/// The memory of the agent and all born of it, as for companions.
+fn family_memory(
+    settings: &Settings,
+    reading: Option<Rc<Reading>>,
+    pid: Pid,
+) -> Result<Option<u64>, Failure> {
+    let scene = match reading {
+        Some(reading) => Scene::of(settings, reading)?,
+        None => Scene::open(settings)?,
+    };
+    let kin = scene.gather(Some(pid), KinOf::Everyone, &mut Strangers::default())?;
+    // It may be younger than the reading.
+    let pids: BTreeSet<Pid> = kin
+        .relatives
+        .iter()
+        .map(|relative| relative.identity.pid)
+        .chain([pid])
+        .collect();
+    Ok(memory_of(pids.into_iter()))
+}
+
+/// `reading` is one of the moment before, to tell what belongs to the agent.
+fn agent_status(
+    settings: &Settings,
+    reading: Option<Rc<Reading>>,
+    report: &mut Report,
+) -> Result<PartFacts, Failure> {
     let scene = Scene::open(settings)?;
     let tracked = tracked(&scene)?;
     let sighting = scene.look(tracked)?;
@@ -169,15 +228,19 @@ fn agent_status(settings: &Settings, report: &mut Report) -> Result<PartFacts, F
             part.pid = Some(pid.get());
             let ages = crate::process_details::Ages::of([pid].into_iter());
             part.age_seconds = ages.get(pid).map(|age| age.as_secs());
-            part.memory_bytes = crate::process_details::memory_of([pid].into_iter());
+            part.memory_bytes = family_memory(settings, reading, pid)?;
             if sighting.orphans.is_empty() && sighting.unseen.is_empty() {
                 part.state = PartState::Ready.name();
             } else {
                 part.state = "unclear";
-                part.error = Some(format!(
-                    "{} orphan worker(s) of another agent answer calls beside it",
-                    sighting.orphans.len()
-                ));
+                part.error = Some(if sighting.orphans.is_empty() {
+                    "not every process could be seen: another agent may run beside it".to_owned()
+                } else {
+                    format!(
+                        "{} orphan worker(s) of another agent answer calls beside it",
+                        sighting.orphans.len()
+                    )
+                });
             }
         }
         [] if sighting.orphans.is_empty() => part.error = Some("not running".to_owned()),

@@ -23,7 +23,7 @@ use crate::scene::Scene;
 use crate::settings::Settings;
 use crate::signals::Interruption;
 use crate::start::hold_interruptions;
-use crate::stop::{stop, tracked};
+use crate::stop::{stop_heeding, tracked};
 use crate::system::{restart_agent, start_agent};
 use crate::system_guard::take_guard;
 use crate::troop::Troop;
@@ -32,6 +32,11 @@ use crate::voice_system::Extent;
 
 /// There is always something that ends a wait; if not, it is looked again.
 const LONG: Duration = Duration::from_hours(1);
+
+/// In JSON: there, and not this run's work.
+const RUNNING: &str = "running";
+/// In JSON: nothing of it is there.
+const NOT_RUNNING: &str = "not running";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -177,18 +182,22 @@ impl<'a> SystemRun<'a> {
         if let Some(stopped) = self.drive(Troop::is_idle)? {
             return self.give_up(stopped, report);
         }
-        if !self.agent_lives()? {
-            self.show_agent(PartState::Failed, "it died after it was ready");
-            self.agent.error = Some("it died after it was ready".to_owned());
-            return self.give_up(Stopped::Failed(Outcome::Died), report);
-        }
-        Ok(self.up(outcome, report))
+        let (why, outcome_then) = match self.agents()?.len() {
+            1 => return Ok(self.up(outcome, report)),
+            0 => ("it died after it was ready".to_owned(), Outcome::Died),
+            count => (format!("{count} agents run at once"), Outcome::Failed),
+        };
+        self.show_agent(PartState::Failed, &why);
+        self.agent.error = Some(why);
+        self.give_up(Stopped::Failed(outcome_then), report)
     }
 
-    fn agent_lives(&self) -> Result<bool, Failure> {
+    /// The agents that run, oldest first.
+    fn agents(&self) -> Result<Vec<Pid>, Failure> {
         let scene = Scene::open(self.settings)?;
         let sighting = scene.look(tracked(&scene)?)?;
-        Ok(sighting.agents.len() == 1)
+        let agents = sighting.agents.iter();
+        Ok(agents.map(|agent| agent.identity.pid).collect())
     }
 
     fn up(&mut self, outcome: Outcome, report: &mut Report) -> Outcome {
@@ -344,11 +353,19 @@ impl<'a> SystemRun<'a> {
         self.troop
             .borrow_mut()
             .stop(|index, _| wanted[index] && after[index]);
-        if let Some(stopped) = self.drive_down()? {
+        // One that cannot be ended does not keep the others up.
+        if let Some(stopped @ Stopped::Interrupted(_)) = self.drive_down()? {
             return self.give_up(stopped, report);
         }
         self.show_agent(PartState::Stopping, "");
-        let agent = stop(self.settings, report)?;
+        // Nobody is begun meanwhile.
+        let meanwhile = self.vigil.meanwhile.take();
+        let agent = stop_heeding(&mut self.vigil, self.settings, report);
+        self.vigil.meanwhile = meanwhile;
+        let agent = agent?;
+        if let Outcome::Interrupted(interruption) = agent {
+            return self.give_up(Stopped::Interrupted(interruption), report);
+        }
         let stopped_agent = agent.exit_code() == 0;
         let state = if stopped_agent {
             PartState::Stopped
@@ -356,6 +373,9 @@ impl<'a> SystemRun<'a> {
             PartState::Failed
         };
         self.show_agent(state, "");
+        if agent == Outcome::NothingToStop {
+            self.agent.state = NOT_RUNNING;
+        }
         self.troop
             .borrow_mut()
             .stop(|index, _| wanted[index] && !after[index]);
@@ -370,9 +390,10 @@ impl<'a> SystemRun<'a> {
         for (member, ours) in troop.members().iter().zip(&ours) {
             report.take_over(member.notes());
             let name = &member.companion().name;
-            if let (Ours::Found(pid), Extent::Ours) = (ours, extent) {
+            if let (Ours::Found(pids), Extent::Ours) = (ours, extent) {
+                let pids = list(pids);
                 report.note(format!(
-                    "{name} (PID {pid}) was not started from here and goes on; stop it too with: {} --all",
+                    "{name} (PID {pids}) was not started from here and goes on; stop it too with: {} --all",
                     self.settings.naming.command("stop-voice-system")
                 ));
             }
@@ -384,7 +405,18 @@ impl<'a> SystemRun<'a> {
             .filter(|member| member.part_state() == PartState::Stopped)
             .count();
         drop(troop);
-        let facts = self.facts();
+        let mut facts = self.facts();
+        for (part, ours) in facts.iter_mut().zip(&ours) {
+            part.state = match ours {
+                Ours::Absent => NOT_RUNNING,
+                Ours::Found(pids) if extent == Extent::Ours => {
+                    part.pid = pids.first().map(|pid| pid.get());
+                    RUNNING
+                }
+                Ours::Never => "not ours",
+                Ours::Yes | Ours::Found(_) => part.state,
+            };
+        }
         let outcome = if stopped.is_some() || !stopped_agent {
             report.not_stopped();
             Outcome::NotStopped
@@ -392,8 +424,13 @@ impl<'a> SystemRun<'a> {
             report.system_is("nothing of the voice system was running");
             Outcome::NothingToStop
         } else {
+            let agent = if agent == Outcome::NothingToStop {
+                "; no agent was running"
+            } else {
+                " and the agent"
+            };
             report.system_is(&format!(
-                "the voice system is stopped: {count} companion(s) and the agent"
+                "the voice system is stopped: {count} companion(s){agent}"
             ));
             Outcome::Stopped
         };
@@ -456,6 +493,7 @@ impl<'a> SystemRun<'a> {
             self.show_agent(PartState::Skipped, "");
         }
         self.finish_progress(report);
+        self.look_at_the_rest()?;
         let troop = self.troop.borrow();
         for member in troop.members() {
             report.take_over(member.notes());
@@ -466,9 +504,8 @@ impl<'a> SystemRun<'a> {
         let running: Vec<String> = facts
             .iter()
             .filter(|part| {
-                part.kind != "step"
-                    && (part.state == PartState::Ready.name()
-                        || part.state == PartState::Left.name())
+                let up = [PartState::Ready.name(), PartState::Left.name(), RUNNING];
+                part.kind != "step" && (part.pid.is_some() || up.contains(&part.state))
             })
             .map(|part| match part.pid {
                 Some(pid) => format!("{} (PID {pid})", part.name),
@@ -492,6 +529,19 @@ impl<'a> SystemRun<'a> {
         };
         report.parts(facts);
         Ok(outcome)
+    }
+
+    /// What runs of that which this run has not come to, or could not end: it is
+    /// not this run's, but it is there.
+    fn look_at_the_rest(&mut self) -> Result<(), Failure> {
+        self.troop.borrow_mut().look_at_the_rest()?;
+        if self.agent.state != PartState::Ready.name() {
+            self.agent.pid = self.agents()?.first().map(|pid| pid.get());
+            if self.agent.pid.is_some() && self.agent.state != PartState::Failed.name() {
+                self.agent.state = RUNNING;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for those who are on the way down; asked twice, they are killed.
@@ -534,10 +584,22 @@ impl<'a> SystemRun<'a> {
     fn facts(&self) -> Vec<PartFacts> {
         let troop = self.troop.borrow();
         let mut facts: Vec<PartFacts> = troop.members().iter().map(PartFacts::of).collect();
+        for part in &mut facts {
+            let not_begun = [PartState::Skipped, PartState::Waiting];
+            if part.pid.is_some() && not_begun.iter().any(|state| state.name() == part.state) {
+                part.state = RUNNING;
+            }
+        }
         facts.push(self.agent.clone());
         facts.extend(self.steps.iter().cloned());
         facts
     }
+}
+
+/// Numbers, for people.
+pub(crate) fn list(pids: &[Pid]) -> String {
+    let pids: Vec<String> = pids.iter().map(Pid::to_string).collect();
+    pids.join(", ")
 }
 
 pub(crate) fn cannot_wait(error: &std::io::Error) -> Failure {

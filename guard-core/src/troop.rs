@@ -4,6 +4,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -15,7 +16,7 @@ use crate::member::{AgeAndMemory, Context, Member, Ours, Problem};
 use crate::plan::{Companion, Demand, Job, Need, Plan};
 use crate::process_table::{Pid, ProcessTable};
 use crate::progress::Progress;
-use crate::reading::Readings;
+use crate::reading::{Reading, Readings};
 use crate::scene::{cannot, proc_failure};
 use crate::settings::Settings;
 use crate::start::{environment, without_our_own};
@@ -32,6 +33,8 @@ pub struct Troop {
     surroundings: Surroundings,
     places: Places,
     progress: Progress,
+    /// The port that each must have, if it has no choice.
+    fixed_ports: Vec<Option<u16>>,
     /// When this program was started, as the kernel counts it.
     own_start: u64,
     restarting: bool,
@@ -72,6 +75,7 @@ impl Troop {
             .map(|index| Member::new(&plan, index, settings))
             .collect();
         Ok(Self {
+            fixed_ports: plan.companions.iter().map(Companion::fixed_port).collect(),
             members,
             agent_is_up: false,
             halted: false,
@@ -135,6 +139,29 @@ impl Troop {
                 None => Ok(AgeAndMemory::default()),
             })
             .collect()
+    }
+
+    /// Looks what runs of those that were not begun, or have failed.
+    ///
+    /// # Errors
+    /// When their processes cannot be looked at.
+    pub fn look_at_the_rest(&mut self) -> Result<(), Failure> {
+        self.begin_step();
+        for member in &mut self.members {
+            if member.is_beyond_us() {
+                member.look(&self.readings, self.now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The reading of all processes that the last look was at.
+    ///
+    /// # Errors
+    /// When there is none and `/proc` cannot be read.
+    pub fn reading(&self) -> Result<Rc<Reading>, Failure> {
+        let reading = self.readings.since(self.now);
+        reading.map_err(|error| proc_failure(&error))
     }
 
     /// The agent is up: what needs it may begin.
@@ -256,7 +283,9 @@ impl Troop {
         if self.members[index].is_to_stop() && self.is_needed_by_another(index) {
             return;
         }
+        let taken = self.ports_of_others(index);
         let context = Context {
+            taken: &taken,
             surroundings: &self.surroundings,
             places: &self.places,
             own_start: self.own_start,
@@ -278,6 +307,18 @@ impl Troop {
         }
     }
 
+    /// The ports that the others have, or must have.
+    fn ports_of_others(&self, index: usize) -> Vec<(u16, String)> {
+        let others = self.members.iter().zip(&self.fixed_ports).enumerate();
+        others
+            .filter(|&(other, _)| other != index)
+            .filter_map(|(_, (member, &fixed))| {
+                let chosen = member.port().filter(|_| member.pid().is_some());
+                Some((chosen.or(fixed)?, member.companion().name.clone()))
+            })
+            .collect()
+    }
+
     /// Is everything up that it needs? It will not be begun any more once the
     /// start has ended.
     fn may_begin(&mut self, index: usize) -> bool {
@@ -289,10 +330,10 @@ impl Troop {
         needs.iter().all(|&need| self.is_settled_for_others(need))
     }
 
-    /// Does one need it that is on its way down too?
+    /// Does one need it, if only through others, that is on its way down too?
     fn is_needed_by_another(&self, index: usize) -> bool {
-        self.members.iter().any(|member| {
-            member.companion().needs.contains(&Need::Companion(index)) && member.goes_down()
+        self.members.iter().enumerate().any(|(other, member)| {
+            other != index && member.goes_down() && self.plan.waits_for(other, index)
         })
     }
 

@@ -18,7 +18,7 @@ use crate::errand::{Errand, Overdue, Surroundings};
 use crate::failure::Failure;
 use crate::log_file::{AgentLog, LogError};
 use crate::plan::{Job, Ready, put_in};
-use crate::port_owner::{listeners, name_holders};
+use crate::port_owner::{holder_of, holds, listeners, name_holders};
 use crate::probe::Probe;
 use crate::process_details::age_of;
 use crate::process_table::ProcessTable;
@@ -47,9 +47,10 @@ impl Member {
                         .then(|| Deadline::after(self.companion.deadline));
                     return self.ask_first(context, deadline);
                 }
-                Found::Nothing => {}
-                Found::One(_) | Found::Mess if self.companion.on_start == OnStart::Manual => {}
-                Found::One(_) | Found::Mess => {
+                // A birth says what is in its way.
+                Found::Nothing | Found::Locked => {}
+                Found::One(_) | Found::Mess(_) if self.companion.on_start == OnStart::Manual => {}
+                Found::One(_) | Found::Mess(_) => {
                     self.state = State::going_down(Then::Start);
                     return Ok(());
                 }
@@ -81,12 +82,22 @@ impl Member {
         since: Instant,
         log: Option<&AgentLog>,
     ) -> Result<Probe, Failure> {
+        self.probe_for(&self.companion.ready, surroundings, since, log)
+    }
+
+    pub(super) fn probe_for(
+        &self,
+        ready: &Ready,
+        surroundings: &Surroundings,
+        since: Instant,
+        log: Option<&AgentLog>,
+    ) -> Result<Probe, Failure> {
         let surroundings = Surroundings {
             environment: self.environment(surroundings),
             ignored_signals: surroundings.ignored_signals,
         };
         Probe::new(
-            &self.companion.ready,
+            ready,
             self.port,
             &self.companion.folder,
             &surroundings,
@@ -233,7 +244,7 @@ impl Member {
 
     /// Nothing of it runs: cleans, chooses the port, and starts it.
     pub(super) fn give_birth(&mut self, context: &Context<'_>) -> Result<(), Failure> {
-        if !self.choose_port()? {
+        if !self.choose_port(context)? {
             return Ok(());
         }
         for folder in &self.companion.clean_folders {
@@ -246,6 +257,7 @@ impl Member {
         }
         let scene = Scene::open(&self.settings)?;
         clear_pid_file(&scene, &mut self.notes)?;
+        self.forget_ready();
         let mut log = open_log(&self.companion.log)?;
         if self.companion.clean_log {
             rustix::fs::ftruncate(log.output(), 0)
@@ -296,7 +308,7 @@ impl Member {
     }
 
     /// The first port that nobody listens on. `false`: none, and it has failed.
-    fn choose_port(&mut self) -> Result<bool, Failure> {
+    fn choose_port(&mut self, context: &Context<'_>) -> Result<bool, Failure> {
         let candidates: Vec<u16> = if self.companion.ports.is_empty() {
             self.companion.first_port().into_iter().collect()
         } else {
@@ -307,6 +319,10 @@ impl Member {
         }
         let mut taken = Vec::new();
         for &port in &candidates {
+            if let Some((_, other)) = context.taken.iter().find(|(taken, _)| *taken == port) {
+                taken.push(format!("port {port} is for {other}"));
+                continue;
+            }
             let listening = listeners(port)
                 .map_err(|error| cannot("read", Path::new("/proc/net/tcp"), &error))?;
             if listening.is_empty() {
@@ -335,7 +351,7 @@ impl Member {
     }
 
     /// Born: is it ready, is it dead?
-    pub(super) fn watch_birth(&mut self) -> Result<(), Failure> {
+    pub(super) fn watch_birth(&mut self, context: &Context<'_>) -> Result<(), Failure> {
         if let Some(ending) = self.has_died() {
             if self.adopt_heir(ending)? {
                 return Ok(());
@@ -348,15 +364,23 @@ impl Member {
             self.state = State::going_down(Then::Fail);
             return Ok(());
         }
+        let State::Starting { probe, .. } = &mut self.state else {
+            return Ok(());
+        };
+        if probe.step() {
+            let Some(stranger) = self.stranger_on_port(context)? else {
+                return self.become_ready();
+            };
+            if let State::Starting { probe, .. } = &mut self.state {
+                probe.is_not_it(stranger);
+            }
+        }
         let State::Starting {
             probe, deadline, ..
         } = &mut self.state
         else {
             return Ok(());
         };
-        if probe.step() {
-            return self.become_ready();
-        }
         if deadline.passed() {
             let why = format!(
                 "not ready within {} s: {}",
@@ -371,6 +395,38 @@ impl Member {
             self.state = State::going_down(Then::Fail);
         }
         Ok(())
+    }
+
+    /// Who serves the port by which it would be ready, if that is nobody of its
+    /// own: it was free when it was chosen, but may have been taken since. `None`
+    /// also if that cannot be seen.
+    fn stranger_on_port(&self, context: &Context<'_>) -> Result<Option<String>, Failure> {
+        let (Ready::Port(fixed), Some(process)) = (&self.companion.ready, &self.process) else {
+            return Ok(None);
+        };
+        let Some(port) = fixed.or(self.port) else {
+            return Ok(None);
+        };
+        let listening =
+            listeners(port).map_err(|error| cannot("read", Path::new("/proc/net/tcp"), &error))?;
+        if listening.is_empty() || holds(process.pid, &listening) != Some(false) {
+            return Ok(None);
+        }
+        let scene = self.scene_since(context.readings, Instant::now())?;
+        let kin = scene.gather(
+            Some(process.pid),
+            KinOf::Everyone,
+            &mut Strangers::default(),
+        )?;
+        let of_its_own = kin
+            .relatives
+            .iter()
+            .any(|relative| holds(relative.identity.pid, &listening) != Some(false));
+        if of_its_own {
+            return Ok(None);
+        }
+        Ok(holder_of(&scene.table, &listening)
+            .map(|holder| format!("port {port} is served by {holder}")))
     }
 
     /// How the watched process has ended, if it has; nobody can tell if it was
@@ -424,6 +480,9 @@ impl Member {
             newborn: false,
             mark: Some(mark),
         });
+        if matches!(self.state, State::Ready) {
+            self.remember_ready();
+        }
         Ok(true)
     }
 
@@ -459,6 +518,7 @@ impl Member {
         }
         self.took = Some(self.begun.elapsed());
         self.state = State::Ready;
+        self.remember_ready();
         Ok(())
     }
 

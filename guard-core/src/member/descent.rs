@@ -81,6 +81,7 @@ impl Member {
             });
             return Ok(());
         }
+        self.forget_ready();
         match then {
             Then::Start => {
                 self.state = State::Waiting;

@@ -1,9 +1,9 @@
 //! What there is of a companion: its processes, who started them, its port.
 
-use super::{AgeAndMemory, Found, Member, Ours, Process};
+use super::{AgeAndMemory, Found, Member, Mess, Ours, Process};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::agent::Mark;
 use crate::config::OnStart;
@@ -33,18 +33,32 @@ impl Member {
         Ok(
             match (self.find(readings, moment)?, self.companion.on_start) {
                 (Found::Nothing, _) => Ours::Absent,
-                (_, OnStart::Fresh) | (Found::Mess, OnStart::Reuse) => Ours::Yes,
+                // Nobody else has a file that is locked: a stop will say what it cannot end.
+                (Found::Locked, _) | (_, OnStart::Fresh) => Ours::Yes,
+                (Found::Mess(mess), OnStart::Reuse) => self.are_ours(mess)?,
                 (Found::One(identity), on_start) => {
                     let marked = self.is_born_of_ours(identity.pid)?;
                     match on_start {
                         _ if marked => Ours::Yes,
                         OnStart::Manual => Ours::Never,
-                        _ => Ours::Found(identity.pid),
+                        _ => Ours::Found(vec![identity.pid]),
                     }
                 }
-                (Found::Mess, OnStart::Manual) => Ours::Never,
+                (Found::Mess(_), OnStart::Manual) => Ours::Never,
             },
         )
+    }
+
+    /// Several at once are ours if one of these programs has started one of them.
+    fn are_ours(&self, mess: Mess) -> Result<Ours, Failure> {
+        let mut pids = mess.copies;
+        pids.extend(mess.left);
+        for &pid in &pids {
+            if self.is_born_of_ours(pid)? {
+                return Ok(Ours::Yes);
+            }
+        }
+        Ok(Ours::Found(pids))
     }
 
     /// Has one of these programs started it?
@@ -67,8 +81,21 @@ impl Member {
         if !matches!(self.companion.job, Job::Own(_)) {
             return Ok(None);
         }
-        let Found::One(identity) = self.find(readings, moment)? else {
-            return Ok(None);
+        self.mess = None;
+        let identity = match self.find(readings, moment)? {
+            Found::One(identity) => identity,
+            Found::Mess(mess) => {
+                self.mess = Some(mess);
+                return Ok(None);
+            }
+            Found::Locked => {
+                self.mess = Some(Mess {
+                    is_locked: true,
+                    ..Mess::default()
+                });
+                return Ok(None);
+            }
+            Found::Nothing => return Ok(None),
         };
         self.watch_found(identity)?;
         Ok(Some(identity.pid))
@@ -103,6 +130,14 @@ impl Member {
     /// When it cannot be asked.
     pub fn question(&self, surroundings: &Surroundings) -> Result<Probe, Failure> {
         let log = match self.companion.ready {
+            Ready::Log(_) if self.is_remembered_ready() => {
+                return self.probe_for(
+                    &Ready::Alive(Duration::ZERO),
+                    surroundings,
+                    Instant::now(),
+                    None,
+                );
+            }
             Ready::Log(_) => self
                 .output_of_process()
                 .or_else(|| AgentLog::open(&self.companion.log).ok()),
@@ -123,8 +158,12 @@ impl Member {
     /// What runs of it, by a look that began at `moment` or later.
     pub(super) fn find(&self, readings: &Readings, moment: Instant) -> Result<Found, Failure> {
         let scene = Scene::open(&self.settings)?;
-        if let Tracking::Running(identity) = scene.tracking()? {
-            return Ok(Found::One(identity));
+        match scene.tracking()? {
+            Tracking::Running(identity) => return Ok(Found::One(identity)),
+            Tracking::Unproven(record) if scene.has_unseen_holder(&record)? => {
+                return Ok(Found::Locked);
+            }
+            _ => {}
         }
         // Deep, since whatever bears its mark may be of any program.
         let scene = self.scene_since(readings, moment)?;
@@ -132,7 +171,20 @@ impl Member {
         Ok(match kin.sighting.agents.as_slice() {
             [] if kin.relatives.is_empty() => Found::Nothing,
             [one] if kin.sighting.orphans.is_empty() => Found::One(one.identity),
-            _ => Found::Mess,
+            agents => {
+                let pids = |identities: &mut dyn Iterator<Item = Identity>| {
+                    identities.map(|identity| identity.pid).collect()
+                };
+                Found::Mess(Mess {
+                    copies: pids(&mut agents.iter().map(|agent| agent.identity)),
+                    left: if agents.is_empty() {
+                        pids(&mut kin.relatives.iter().map(|relative| relative.identity))
+                    } else {
+                        pids(&mut kin.sighting.orphans.iter().map(|orphan| orphan.identity))
+                    },
+                    is_locked: false,
+                })
+            }
         })
     }
 
