@@ -150,6 +150,47 @@ take_nested() {
     return 1
 }
 
+# skip_word TEXT: sets REST to what follows the word at the beginning of TEXT,
+# whatever it may come to; fails if it does not end on this line.
+skip_word() {
+    local text=$1 quoted=
+    REST='' WHY_NOT=''
+    while [[ -n $text ]]; do
+        # shellcheck disable=SC2016  # these are what the text itself begins with
+        case $text in
+            "\\"*) text=${text:2} ;;
+            \'*)
+                text=${text:1}
+                if [[ -z $quoted ]]; then
+                    [[ $text == *\'* ]] || return 1
+                    text=${text#*\'}
+                fi
+                ;;
+            \"*)
+                if [[ -n $quoted ]]; then quoted=; else quoted=yes; fi
+                text=${text:1}
+                ;;
+            '$('*) take_nested "${text:2}" '(' ')' || return 1; text=$REST ;;
+            '${'*) take_nested "${text:2}" '{' '}' || return 1; text=$REST ;;
+            \`*)
+                text=${text:1}
+                [[ $text == *\`* ]] || return 1
+                text=${text#*\`}
+                ;;
+            [[:space:]\;\&\|\<\>\(\)]*)
+                if [[ -z $quoted ]]; then
+                    REST=$text
+                    return
+                fi
+                text=${text:1}
+                ;;
+            *) text=${text:1} ;;
+        esac
+    done
+    REST=
+    [[ -z $quoted ]]
+}
+
 # in_word FUNCTION ARGUMENT...: runs a function that parses a word of its own
 # within the one that is being read; its result is INNER.
 in_word() {
@@ -269,13 +310,11 @@ read_assignments() {
             [[ $line != *"$string"* ]] || string=
             continue
         fi
-        while [[ $line =~ (^|[^\\])(\\\\)*\\$ ]] && ((at < ${#lines[@]})); do
-            line=${line%\\}${lines[at++]}
-        done
         [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
-        if [[ $line != *'<<<'* && $line =~ \<\<-?[[:space:]]*[\'\"\\]?([A-Za-z_][A-Za-z0-9_]*) ]]; then
-            document=${BASH_REMATCH[1]}
-        fi
+        while is_continued "$line" && ((at < ${#lines[@]})); do
+            line=${line%\\}${lines[at++]%$'\r'}
+        done
+        ! opens_document "$line" || document=$DOCUMENT
         follow_blocks "$line"
         if ((depth > 0)) || [[ -n $BLOCK ]]; then
             head=
@@ -284,6 +323,44 @@ read_assignments() {
             take_line "$line"
             string=$OPEN_QUOTE
         fi
+    done
+}
+
+# Does a line go on in the next one?
+is_continued() { [[ $1 =~ (^|[^\\])(\\\\)*\\$ ]]; }
+
+# opens_document LINE: does a here-document begin below it? Sets DOCUMENT, the word
+# that ends it.
+opens_document() {
+    [[ $1 != *'<<<'* && $1 =~ \<\<-?[[:space:]]*[\'\"\\]?([A-Za-z_][A-Za-z0-9_]*) ]] || return 1
+    DOCUMENT=${BASH_REMATCH[1]}
+}
+
+# The lines of a script as its shell reads them, and where each begins.
+declare -a SCRIPT_LINE=() SCRIPT_NUMBER=()
+
+# read_lines FILE: those that hold commands, joined where they end in a backslash.
+# Comments, empty lines and what stands in here-documents are left out.
+read_lines() {
+    local -a lines
+    local at=0 line number end
+    SCRIPT_LINE=() SCRIPT_NUMBER=()
+    mapfile -t lines <"$1"
+    while ((at < ${#lines[@]})); do
+        line=${lines[at++]%$'\r'} number=$at
+        [[ ! $line =~ ^[[:space:]]*(\#|$) ]] || continue
+        while is_continued "$line" && ((at < ${#lines[@]})); do
+            line=${line%\\}${lines[at++]%$'\r'}
+        done
+        SCRIPT_LINE+=("$line") SCRIPT_NUMBER+=("$number")
+        opens_document "$line" || continue
+        # Where it ends. If it does not, that was none, and nothing is skipped.
+        for ((end = at; end < ${#lines[@]}; end++)); do
+            line=${lines[end]%$'\r'}
+            [[ ${line#"${line%%[!$'\t']*}"} == "$DOCUMENT" ]] || continue
+            at=$((end + 1))
+            break
+        done
     done
 }
 

@@ -10,6 +10,10 @@ declare -a NOT_TRANSLATED=()
 # Commands that the originals start in the background, by the part that they are:
 # words separated by line breaks.
 declare -A COMMAND=() FOLDER=() ENVIRONMENT=()
+# What is written of them.
+declare -A PREPARED=() PREPARED_FOLDER=() PREPARED_ENVIRONMENT=()
+# Parts that are started in a way that could not be read, and where.
+declare -A NOT_READ=()
 # The file that is being written.
 TOML=
 
@@ -52,7 +56,10 @@ forget_assignments() {
     ASSIGNED_WHY_NOT=() ASSIGNED_OVERRIDE=()
 }
 
-not_translated() { NOT_TRANSLATED+=("$1"); }
+not_translated() {
+    local text=${1//"$FROM_ENV"/\$\{}
+    NOT_TRANSLATED+=("${text//"$END_ENV"/\}}")
+}
 
 # ---- Reading.
 
@@ -130,12 +137,10 @@ declare -r COMPANION_LOGS='(livekit|letta_server|cors_proxy|demo_server|voice_ag
 
 # take_lines FILE: the commands by which a script starts the parts of the system.
 take_lines() {
-    local file=$1 line last_folder='' part
-    local -i number=0
-    while IFS= read -r line; do
-        number+=1
-        line=${line%$'\r'}
-        [[ ! $line =~ ^[[:space:]]*(\#|$) ]] || continue
+    local line number at part log folder='' previous=''
+    read_lines "$1"
+    for at in "${!SCRIPT_LINE[@]}"; do
+        line=${SCRIPT_LINE[at]} number=${SCRIPT_NUMBER[at]}
         if [[ $line =~ (^|[^[:alnum:]_])pg_isready([^[:alnum:]_]|$) && ! -v FROM[postgresql] ]]; then
             FROM[postgresql]="$script:$number"
         fi
@@ -146,57 +151,195 @@ take_lines() {
         if [[ $line =~ \>[[:space:]]*([\"\']?[^][:space:]\"\'\<\>\;\|\&\(\)[]*${COMPANION_LOGS}[\"\']?) ]]; then
             part=${BASH_REMATCH[2]}
             parse_word "${BASH_REMATCH[1]}"
+            log=$WORD
+            [[ -z $WHY_NOT ]] || log=
+            parse_command "$line" "$folder"
             # Emptying a log is no start.
-            [[ ! $line =~ ^[[:space:]]*(:|true|echo|printf)?[[:space:]]*\> ]] || continue
-            if [[ -z $WHY_NOT && ! -v VALUE[${part}_log] ]]; then
-                VALUE[${part}_log]=$WORD FROM[${part}_log]="$script:$number"
-            fi
-            if [[ ! -v COMMAND[$part] && $part != voice_agent ]]; then
-                take_command "$line" "$part" "$last_folder"
+            if [[ -n $COMMAND_WORDS$COMMAND_WHY_NOT ]]; then
+                if [[ -n $log && ! -v VALUE[${part}_log] ]]; then
+                    VALUE[${part}_log]=$log FROM[${part}_log]="$script:$number"
+                fi
+                [[ $part == voice_agent || -v COMMAND[$part] ]] || take_command "$part"
             fi
         elif [[ $script == *_system.sh && $line =~ (^|[^\&\>])\&[[:space:]]*(\)|\#.*)?$ && ! $line =~ $NAMES ]] && ! agent_in_line "$line"; then
             not_translated "$script:$number  ${line#"${line%%[![:space:]]*}"}: started in the background; write a [[companion]] for it"
         fi
-        if [[ $line =~ ^[[:space:]]*cd[[:space:]]+(--[[:space:]]+)?(.*)$ ]]; then
-            parse_word "${BASH_REMATCH[2]}"
-            last_folder=$WORD
-            [[ -z $WHY_NOT ]] || last_folder=
-        fi
+        follow_folder "$line"
         if [[ $script == restart_* && $line =~ (test-room|test-simple\.html|create-token|generate.*token) && ! $line =~ ^[[:space:]]*(echo|printf) ]]; then
             not_translated "$script:$number  ${line#"${line%%[![:space:]]*}"}: a command of its own; write a [[step]] with when = \"restart\" for it"
         fi
-    done <"$file"
+    done
 }
 
-# take_command LINE PART FOLDER: the words of the command that LINE starts.
+# take_command PART: what parse_command has found in take_lines' line.
 take_command() {
-    local rest=$1 part=$2 folder=$3 words='' environment=''
-    rest=${rest#"${rest%%[![:space:]\(]*}"}
-    if [[ $rest =~ ^cd[[:space:]]+(--[[:space:]]+)?(.*)$ ]]; then
-        parse_word "${BASH_REMATCH[2]}"
-        folder=$WORD
-        [[ -z $WHY_NOT && $REST =~ ^[[:space:]]*(\&\&|\;)[[:space:]]*(.*)$ ]] || return 0
-        rest=${BASH_REMATCH[2]}
+    local part=$1
+    if [[ -n $COMMAND_WHY_NOT ]]; then
+        not_translated "$script:$number  ${line#"${line%%[![:space:]]*}"}: $COMMAND_WHY_NOT"
+        [[ -v NOT_READ[$part] ]] || NOT_READ[$part]="$script:$number"
+        return
     fi
+    COMMAND[$part]=$COMMAND_WORDS FOLDER[$part]=$COMMAND_FOLDER ENVIRONMENT[$part]=$COMMAND_ENVIRONMENT
+    FROM[command_$part]="$script:$number"
+}
+
+# follow_folder LINE: keeps take_lines' folder, in which the next line is run:
+# empty (where the script is called, which should be the project folder), a path,
+# or UNKNOWN.
+follow_folder() {
+    local line=$1 was=$folder
+    if [[ $line =~ ^[[:space:]]*(cd|pushd)(([[:space:]]+(--|-[LP]))*)([[:space:]]+(.*))?$ ]]; then
+        parse_word "${BASH_REMATCH[6]:-~}"
+        # `cd x && command &` is a shell of its own.
+        [[ ! $REST =~ ^[[:space:]]*\&\&.*[^\&\>]\&[[:space:]]*(\#.*)?$ ]] || return 0
+        enter "$folder" "$previous"
+        folder=$FOLDER_NOW previous=$was
+    elif [[ $line =~ ^[[:space:]]*popd([[:space:]\;\&\>]|$) ]]; then
+        folder=$previous previous=$UNKNOWN
+    fi
+}
+
+# enter FOLDER PREVIOUS: sets FOLDER_NOW to where `cd WORD` leads from FOLDER.
+enter() {
+    local from=$1 part path=''
+    local -a parts
+    FOLDER_NOW=$UNKNOWN
+    [[ -z $WHY_NOT ]] || return 0
+    case $WORD in
+        -) FOLDER_NOW=$2 ;;
+        /* | "$FROM_ENV"*) path=$WORD ;;
+        *) path=${from:+$from/}$WORD ;;
+    esac
+    [[ -n $path && $path != *"$UNKNOWN"* ]] || return 0
+    IFS=/ read -r -a parts <<<"$path"
+    [[ $path == /* ]] && FOLDER_NOW=/ || FOLDER_NOW=
+    for part in "${parts[@]}"; do
+        case $part in
+            '' | .) ;;
+            ..)
+                # Above the folder where it is called, or a variable's.
+                if [[ -z $FOLDER_NOW || $FOLDER_NOW == *"$END_ENV" ]]; then
+                    FOLDER_NOW=$UNKNOWN
+                    return
+                fi
+                case $FOLDER_NOW in
+                    /*/*) FOLDER_NOW=${FOLDER_NOW%/*} ;;
+                    /*) FOLDER_NOW=/ ;;
+                    */*) FOLDER_NOW=${FOLDER_NOW%/*} ;;
+                    *) FOLDER_NOW= ;;
+                esac
+                ;;
+            *) [[ $FOLDER_NOW == '' || $FOLDER_NOW == */ ]] && FOLDER_NOW+=$part || FOLDER_NOW+=/$part ;;
+        esac
+    done
+}
+
+# What may follow a command on its line without being another one that matters.
+# shellcheck disable=SC2016  # it is the script's text
+declare -r COMMAND_ENDS='^[[:space:]]*(\)[[:space:]]*)?(&[[:space:]]*)?([)}][[:space:]]*)?((;[[:space:]]*)?(disown[^;&|]*|[A-Za-z_][A-Za-z0-9_]*=\$!|echo[[:space:]][^;&|]*)[[:space:]]*)*(;[[:space:]]*)?((fi|done|\})[[:space:]]*)?(#.*)?$'
+
+# parse_command LINE FOLDER: the one command that LINE runs when it is run in FOLDER.
+# Sets COMMAND_WORDS and COMMAND_ENVIRONMENT (a line each; no words: it only empties
+# files), COMMAND_FOLDER, and COMMAND_WHY_NOT if it cannot be told or is not one.
+parse_command() {
+    local rest=$1 prefix='' raw
+    COMMAND_WORDS='' COMMAND_ENVIRONMENT='' COMMAND_FOLDER=$2 COMMAND_WHY_NOT=''
+    while [[ $rest =~ ^[[:space:]]*(\(|(\{|then|else|do)[[:space:]])(.*)$ ]]; do rest=${BASH_REMATCH[3]}; done
+    while [[ $rest =~ ^[[:space:]]*cd([[:space:]]+(--|-[LP]))*[[:space:]]+(.*)$ ]]; do
+        parse_word "${BASH_REMATCH[3]}"
+        rest=$REST
+        enter "$COMMAND_FOLDER" "$UNKNOWN"
+        COMMAND_FOLDER=$FOLDER_NOW
+        if [[ $rest =~ ^[[:space:]]*(\&\&|(\|\|[[:space:]]*(exit|return)([[:space:]]+[0-9]+)?[[:space:]]*)?\;)(.*)$ ]]; then
+            rest=${BASH_REMATCH[5]}
+        else
+            COMMAND_WHY_NOT=${WHY_NOT:-several commands in one line}
+            return
+        fi
+    done
     while :; do
         rest=${rest#"${rest%%[![:space:]]*}"}
-        [[ -n $rest && ! $rest =~ ^([0-9]*[\<\>]|\&|\||\;|\)|\#) ]] || break
-        parse_word "$rest"
-        if [[ -n $WHY_NOT || -z $WORD$REST ]]; then
-            not_translated "$script:$number  ${1#"${1%%[![:space:]]*}"}: ${WHY_NOT:-not understood}"
+        if [[ $rest =~ ^[0-9]*(\<\<|[\<\>]\() ]]; then
+            COMMAND_WHY_NOT='it reads or writes what only a shell provides'
+            return
+        elif [[ $rest =~ ^(\&\>\>?|[0-9]*(\>\>|\>\||\>\&|\<\&|\<\>|\>|\<))[[:space:]]*(.*)$ ]]; then
+            # Which file it is matters to its log only.
+            if skip_word "${BASH_REMATCH[3]}"; then
+                rest=$REST
+                continue
+            fi
+            COMMAND_WHY_NOT='a string over several lines'
+            return
+        elif [[ -z $rest || $rest =~ ^(\&|\||\;|\)|\#) ]]; then
+            # If it only empties a file, what comes next may be the start.
+            only_empties || break
+            [[ $rest =~ ^(\&\&|\;)(.*[^[:space:]].*)$ ]] || break
+            rest=${BASH_REMATCH[2]} COMMAND_WORDS='' prefix=''
+            continue
+        fi
+        if [[ -z $COMMAND_WORDS && $rest =~ ^\[ ]]; then WORD='['; else parse_word "$rest"; fi
+        raw=${rest%"$REST"}
+        if [[ -n $WHY_NOT || -z $raw ]]; then
+            COMMAND_WHY_NOT=${WHY_NOT:-not understood}
+            return
+        elif [[ $raw == *\$* && $raw != *[\"\'\\]* && $WORD == *[[:space:]]* ]]; then
+            COMMAND_WHY_NOT="$raw is split into several words"
             return
         fi
         rest=$REST
-        case $words,$WORD in ,nohup | ,setsid | ,exec | ,env) continue ;; esac
-        if [[ -z $words && $WORD =~ ^([A-Za-z_][A-Za-z0-9_]*=) ]]; then
-            environment+=${environment:+$'\n'}$WORD
-        else
-            words+=${words:+$'\n'}$WORD
+        if [[ -z $COMMAND_WORDS ]]; then
+            case $WORD in
+                nohup | setsid | exec | env | command)
+                    prefix=$WORD
+                    continue
+                    ;;
+                -*)
+                    COMMAND_WHY_NOT="$prefix with options"
+                    return
+                    ;;
+                source | . | test | \[ | \[\[ | if | elif | while | until | for | case | ! | time | eval | trap | wait | read | function)
+                    COMMAND_WHY_NOT='a command of the shell, or several commands in one line'
+                    return
+                    ;;
+                'fi' | 'done' | 'esac' | \}) return ;;
+            esac
+            if [[ $WORD =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then
+                COMMAND_ENVIRONMENT+=${COMMAND_ENVIRONMENT:+$'\n'}$WORD
+                continue
+            elif is_function "$WORD"; then
+                COMMAND_WHY_NOT="$WORD is a function of the script"
+                return
+            fi
         fi
+        COMMAND_WORDS+=${COMMAND_WORDS:+$'\n'}$WORD
     done
-    [[ -n $words ]] || return 0
-    COMMAND[$part]=$words FOLDER[$part]=$folder ENVIRONMENT[$part]=$environment
-    FROM[command_$part]="$script:$number"
+    if only_empties; then
+        COMMAND_WORDS=
+    elif [[ ! $rest =~ $COMMAND_ENDS ]]; then
+        COMMAND_WHY_NOT='several commands in one line'
+    elif [[ -z ${BASH_REMATCH[2]} ]]; then
+        COMMAND_WHY_NOT='it is not started in the background'
+    elif [[ $COMMAND_FOLDER == "$UNKNOWN" ]]; then
+        COMMAND_WHY_NOT='the folder in which it is run is not known'
+    fi
+}
+
+# Is what parse_command has read so far no program?
+only_empties() {
+    case ${COMMAND_WORDS%%$'\n'*} in
+        '' | : | true | echo | printf) ;;
+        *) return 1 ;;
+    esac
+}
+
+# is_function NAME: does the script that is being read define it?
+is_function() {
+    [[ $1 =~ ^[A-Za-z_][A-Za-z0-9_-]*$ ]] || return 1
+    local each
+    for each in "${SCRIPT_LINE[@]}"; do
+        [[ ! $each =~ ^[[:space:]]*(function[[:space:]]+"$1"([[:space:]\(\{]|$)|"$1"[[:space:]]*\(\)) ]] || return 0
+    done
+    return 1
 }
 
 # find_base: sets BASE, the folder from which the originals' paths are taken.
@@ -307,40 +450,98 @@ add_setting() {
 port() {
     PORT=$2
     [[ -v VALUE[$1] ]] || return 0
-    if [[ ${VALUE[$1]} =~ ^[0-9]+$ ]]; then
+    # No leading zero: that is no number in such a file.
+    if [[ ${VALUE[$1]} =~ ^[1-9][0-9]{0,4}$ ]] && ((VALUE[$1] <= 65535)); then
         PORT=${VALUE[$1]}
     else
         not_translated "${FROM[$1]}: ${VALUE[$1]} is no port; $2 is taken"
     fi
 }
 
-# add_command PART DEFAULT_WORD...: the command that the scripts start it by.
-add_command() {
-    local part=$1 line='' word
+# prepare PART DEFAULT_WORD...: makes ready what add_command writes: the command by
+# which the scripts start PART, else the default. Fails if it cannot be written
+# whole: half a command is worse than none.
+prepare() {
+    local part=$1 where name=${1//_/-} folder='' word line=''
     local -a words
     shift
     words=("$@")
-    [[ ! -v COMMAND[$part] ]] || mapfile -t words <<<"${COMMAND[$part]}"
+    where=${FROM[command_$part]-${FROM[${part}_dir]-${FROM[${part}_script]-}}}
+    case $part in
+        letta_server) name=letta where=${FROM[command_$part]-${FROM[letta_script]-}} ;;
+        demo_server) name=demo ;;
+    esac
+    if [[ -v COMMAND[$part] ]]; then
+        mapfile -t words <<<"${COMMAND[$part]}"
+        folder=${FOLDER[$part]}
+    elif [[ -v NOT_READ[$part] ]]; then
+        not_translated "${NOT_READ[$part]}: $name is left out, since its command could not be read"
+        return 1
+    elif [[ $part == livekit ]]; then
+        folder=${VALUE[livekit_dir]}
+    fi
+    in_project "$folder"
+    [[ $IN_PROJECT != . || -n ${VALUE[livekit_dir]-} && $part == livekit ]] || IN_PROJECT=
+    PREPARED_FOLDER[$part]=$IN_PROJECT
+    is_written "$IN_PROJECT" || return 1
+    local own_folder=$IN_PROJECT
+    [[ $own_folder != . ]] || own_folder=
     for word in "${words[@]}"; do
-        in_project "$word"
-        [[ $word != "$IN_PROJECT" || ${words[0]} != "$word" ]] || IN_PROJECT=$word
-        quoted "$IN_PROJECT" || {
-            not_translated "${FROM[command_$part]-$script}: $word holds what the file cannot say"
-            continue
-        }
+        in_command "$word" "$own_folder" "$line"
+        is_written "$IN_PROJECT" || return 1
         line+=${line:+, }$QUOTED
     done
-    add "command = [$line]" "$(from "command_$part")"
-    line=
+    PREPARED[$part]="command = [$line]"
     [[ -n ${ENVIRONMENT[$part]-} ]] || return 0
+    line=
     while IFS= read -r word; do
-        quoted "${word#*=}" || {
-            not_translated "${FROM[command_$part]}: $word holds what the file cannot say"
-            continue
-        }
+        in_command "${word#*=}" "$own_folder" yes
+        is_written "$IN_PROJECT" || return 1
         line+="${line:+, }${word%%=*} = $QUOTED"
     done <<<"${ENVIRONMENT[$part]}"
-    add "env = { $line }" "$(from "command_$part")"
+    PREPARED_ENVIRONMENT[$part]="env = { $line }"
+}
+
+# is_written TEXT: can it be written, as QUOTED? Else prepare's part is left out.
+is_written() {
+    if is_unset_in "$1"; then
+        not_translated "$where: $name is left out, since $1 needs $UNSET, which is not set here"
+    elif ! quoted "$1"; then
+        not_translated "$where: $name is left out, since $1 holds what the file cannot say (a literal \$ or ~, or no UTF-8)"
+    else
+        return 0
+    fi
+    return 1
+}
+
+# in_command WORD OWN_FOLDER WORDS_BEFORE: sets IN_PROJECT, a word of a command that
+# runs in the project folder or in a folder of its own.
+in_command() {
+    local word=$1 own_folder=$2 before=$3
+    # As in --config=/project/file.
+    [[ $BASE == "$dir" || $word != *[=:]"$BASE"/* ]] || word=${word//"$BASE/"/"$dir/"}
+    in_project "$word"
+    [[ $word != "$IN_PROJECT" ]] || return 0
+    if [[ -n $own_folder ]]; then
+        # From there, a path from the project folder would be another one.
+        if [[ $IN_PROJECT == . ]]; then IN_PROJECT=$dir; else IN_PROJECT=$dir/$IN_PROJECT; fi
+    elif [[ -z $before && $IN_PROJECT != */* ]]; then
+        # A program without a slash is looked for in PATH.
+        IN_PROJECT=./$IN_PROJECT
+    fi
+}
+
+# add_command PART: what prepare has made ready.
+add_command() {
+    local from
+    from=$(from "command_$1")
+    add "${PREPARED[$1]}" "$from"
+    [[ ! -v PREPARED_ENVIRONMENT[$1] ]] || add "${PREPARED_ENVIRONMENT[$1]}" "$from"
+    if [[ -n ${PREPARED_FOLDER[$1]} ]]; then
+        [[ $1 != livekit || ! -v VALUE[livekit_dir] ]] || in_project "${VALUE[livekit_dir]}"
+        [[ $1 != livekit || ! -v VALUE[livekit_dir] || $IN_PROJECT != "${PREPARED_FOLDER[$1]}" ]] || from=${FROM[livekit_dir]}
+        quoted "${PREPARED_FOLDER[$1]}" && add "folder = $QUOTED" "$from"
+    fi
 }
 
 add_log() { # PART DEFAULT_FILE
@@ -354,11 +555,10 @@ add_log() { # PART DEFAULT_FILE
 }
 
 write_toml() {
-    local needs='' letta='' livekit='' entry
-    [[ ! -v COMMAND[letta_server] && ! -v VALUE[letta_script] ]] || letta=yes
-    [[ ! -v COMMAND[livekit] && ! -v VALUE[livekit_dir] ]] || livekit=yes
-    [[ -z $livekit ]] || needs='"livekit"'
-    [[ -z $letta ]] || needs+="${needs:+, }\"letta\""
+    local needs='' entry
+    prepare_parts
+    [[ ! -v PREPARED[livekit] ]] || needs='"livekit"'
+    [[ ! -v PREPARED[letta_server] ]] || needs+="${needs:+, }\"letta\""
     TOML="# The voice system, as the original scripts in this folder describe it.
 # Written by scripts/migrate import, which has run nothing of them; each line
 # says where it comes from. What could not be translated is at the end.
@@ -366,19 +566,50 @@ write_toml() {
 "
     write_agent "$needs"
     [[ ! -v FROM[postgresql] ]] || write_postgresql
-    if [[ -n $letta ]]; then
+    if [[ -v PREPARED[letta_server] ]]; then
         write_letta
-    elif [[ -v VALUE[letta_port] || -v VALUE[letta_url] ]]; then
+    elif [[ ! -v COMMAND[letta_server] && ! -v NOT_READ[letta_server] && (-v VALUE[letta_port] || -v VALUE[letta_url]) ]]; then
         not_translated "${FROM[letta_url]-${FROM[letta_port]-}}: no line starts the Letta server in a way that can be read; write a [[companion]] for it"
     fi
-    [[ -z $livekit ]] || write_livekit
-    [[ ! -v COMMAND[cors_proxy] ]] || write_cors_proxy
-    [[ ! -v COMMAND[demo_server] ]] || write_demo_server
+    [[ ! -v PREPARED[livekit] ]] || write_livekit
+    [[ ! -v PREPARED[cors_proxy] ]] || write_cors_proxy
+    [[ ! -v PREPARED[demo_server] ]] || write_demo_server
     if ((${#NOT_TRANSLATED[@]} > 0)); then
         TOML+=$'\n# Not translated; look at each, then take it out of this list:\n'
         TOML+=$(for entry in "${NOT_TRANSLATED[@]}"; do printf '# - %s\n' "${entry//$'\n'/ }"; done |
             tr -d '\000-\010\013-\037\177' | iconv -c -f UTF-8 -t UTF-8)$'\n'
     fi
+}
+
+# prepare_parts: the companions that can be written. Those whose command could not be
+# read are named in the list.
+prepare_parts() {
+    local part
+    local -a default
+    for part in letta_server livekit cors_proxy demo_server; do
+        default=()
+        case $part in
+            letta_server) [[ ! -v VALUE[letta_script] ]] || default=("${VALUE[letta_script]}") ;;
+            livekit) [[ ! -v VALUE[livekit_dir] ]] || default=(./livekit-server --dev --bind 0.0.0.0) ;;
+        esac
+        [[ -v COMMAND[$part] || -v NOT_READ[$part] || ${#default[@]} -gt 0 ]] || continue
+        [[ $part != demo_server ]] || find_demo_port
+        prepare "$part" "${default[@]}" || unset "PREPARED[$part]"
+    done
+}
+
+# find_demo_port: sets DEMO_PORT, and puts {port} in its place in the command.
+find_demo_port() {
+    local command=$'\n'${COMMAND[demo_server]-}$'\n'
+    port demo_port 8888
+    DEMO_PORT=$PORT
+    if [[ ! -v VALUE[demo_port] && ${command//$'\n'/ } =~ \ http\.server\ ([1-9][0-9]{0,4})\  ]]; then
+        DEMO_PORT=${BASH_REMATCH[1]} FROM[demo_port]=${FROM[command_demo_server]}
+    fi
+    [[ -v COMMAND[demo_server] ]] || return 0
+    command=${command/$'\n'"$DEMO_PORT"$'\n'/$'\n{port}\n'}
+    command=${command#$'\n'}
+    COMMAND[demo_server]=${command%$'\n'}
 }
 
 write_agent() { # NEEDS
@@ -449,8 +680,7 @@ write_letta() {
     add '[[companion]]' "$where"
     add 'name = "letta"' "$where"
     [[ -v FROM[command_letta_server] ]] || FROM[command_letta_server]=${FROM[letta_script]}
-    add_command letta_server "${VALUE[letta_script]-}"
-    [[ -z ${FOLDER[letta_server]-} ]] || add_path folder "${FOLDER[letta_server]}" "$where"
+    add_command letta_server
     add_log letta_server letta_server.log
     add_string ready "$url" "${FROM[letta_url]-$(from letta_port)}" '{ http = %s }'
     add 'deadline_seconds = 60' "$AS_ALWAYS"
@@ -463,12 +693,7 @@ write_livekit() {
     port livekit_port 7880
     add '[[companion]]' "$where"
     add 'name = "livekit"' "$where"
-    add_command livekit ./livekit-server --dev --bind 0.0.0.0
-    if [[ -v VALUE[livekit_dir] ]]; then
-        add_setting folder livekit_dir
-    elif [[ -n ${FOLDER[livekit]-} ]]; then
-        add_path folder "${FOLDER[livekit]}" "$where"
-    fi
+    add_command livekit
     add_log livekit livekit.log
     add "ready = { port = $PORT }" "$(from livekit_port)"
     add 'deadline_seconds = 20' "$NEW"
@@ -492,23 +717,21 @@ write_cors_proxy() {
 }
 
 write_demo_server() {
-    local where=${FROM[command_demo_server]} first fallback command
+    local where=${FROM[command_demo_server]}
     TOML+=$'\n'
-    port demo_port 8888
-    first=$PORT
-    port demo_fallback_port 8899
-    fallback=$PORT
-    command=${COMMAND[demo_server]}$'\n'
-    command=${command/$'\n'"$first"$'\n'/$'\n'"{port}"$'\n'}
-    COMMAND[demo_server]=${command%$'\n'}
     add '[[companion]]' "$where"
     add 'name = "demo"' "$where"
     add_command demo_server
-    [[ -z ${FOLDER[demo_server]-} ]] || add_path folder "${FOLDER[demo_server]}" "$where"
     add_log demo_server demo_server.log
-    add "ports = [$first, $fallback]" "$(from demo_port)"
-    add 'ready = { port = "{port}" }' "$(from demo_port)"
+    if [[ ${PREPARED[demo_server]} == *'"{port}"'* ]]; then
+        port demo_fallback_port 8899
+        add "ports = [$DEMO_PORT, $PORT]" "$(from demo_port)"
+        DEMO_PORT='{port}'
+        add 'ready = { port = "{port}" }' "$(from demo_port)"
+    else
+        add "ready = { port = $DEMO_PORT }" "$(from demo_port)"
+    fi
     add 'on_start = "fresh"' "$AS_ALWAYS"
     add 'on_failure = "warn"' "$NEW"
-    add 'url = "http://localhost:{port}/"' "$(from demo_port)"
+    add "url = \"http://localhost:$DEMO_PORT/\"" "$(from demo_port)"
 }

@@ -491,6 +491,244 @@ fn what_cannot_be_known_is_not_guessed() {
     }
 }
 
+/// Imports this as the system start; gives the file as data and what was said.
+fn imported(world: &World, script: &str) -> (Option<Value>, String) {
+    let _ = fs::remove_file(target(world));
+    fs::write(world.link(Program::System), script).unwrap();
+    let said = expect(world, "import", NOTHING, 0);
+    (parsed(world), said)
+}
+
+/// Lines that go on, redirections before the command, folders of their own, and no
+/// port, log or folder that is the default.
+#[test]
+fn the_commands_of_the_parts_are_read_as_a_shell_reads_them() {
+    let world = folder_with(Program::System, "");
+    let project = world.project().display().to_string();
+    let script = format!(
+        r#"#!/bin/bash
+PROJECT_DIR="{project}"
+# A comment goes on in no other line \
+LIVEKIT_DIR=$PROJECT_DIR/livekit
+LIVEKIT_PORT=7990 LETTA_PORT=8299
+CORS_PORT=9111; DEMO_PORT=8001
+DEMO_PORT_FALLBACK=8002
+cat <<END
+nohup ./not-this-one > /tmp/livekit.log 2>&1 &
+END
+: > /tmp/livekit.log && echo emptied
+cd "$LIVEKIT_DIR" || exit 1
+nohup ./livekit-server --dev \
+    --bind 0.0.0.0 --config "$PROJECT_DIR/lk.yaml" \
+    --keys="$PROJECT_DIR/keys" > "/var/log/voice/livekit.log" 2>&1 &
+cd ..
+> /var/log/voice/letta_server.log nohup "$PROJECT_DIR/letta.sh" "$PROJECT_DIR/conf" $LETTA_PORT 2>&1 &
+(cd proxy && PORT=$CORS_PORT ROOT=$PROJECT_DIR/www nohup python3 cors_proxy_server.py --allow "$PROJECT_DIR/www" > /tmp/proxy/cors_proxy.log 2>&1) & CORS_PID=$!
+cd "$LIVEKIT_DIR"; echo here
+cd -
+cd web && nohup > /tmp/demo_server.log python3 -m http.server $DEMO_PORT 2>&1 &"#
+    );
+    let (file, said) = imported(&world, &script);
+    assert!(!said.contains("could not be translated"), "{said}");
+    let text = fs::read_to_string(target(&world)).unwrap();
+    assert!(
+        text.contains("# start_voice_system.sh:13\n"),
+        "the first line's number\n{text}"
+    );
+    let Some(file) = file else { return };
+    assert_eq!(
+        file["agent"]["needs"],
+        serde_json::json!(["livekit", "letta"])
+    );
+    let members = |name, keys: &[&str]| -> Vec<Value> {
+        let part = companion(&file, name);
+        keys.iter().map(|key| part[key].clone()).collect()
+    };
+    let there = |name: &str| format!("{project}/{name}");
+    assert_eq!(
+        serde_json::json!(members(
+            "livekit",
+            &["command", "folder", "log", "ready", "url"]
+        )),
+        serde_json::json!([
+            ["./livekit-server", "--dev", "--bind", "0.0.0.0", "--config", there("lk.yaml"),
+             format!("--keys={}", there("keys"))],
+            "livekit", "/var/log/voice/livekit.log", {"port": 7990}, "http://localhost:7990/"
+        ])
+    );
+    assert_eq!(
+        serde_json::json!(members("letta", &["command", "folder", "log", "ready"])),
+        serde_json::json!([
+            ["./letta.sh", "conf", "8299"],
+            null, "/var/log/voice/letta_server.log", {"http": "http://localhost:8299/"}
+        ])
+    );
+    assert_eq!(
+        serde_json::json!(members(
+            "cors-proxy",
+            &["command", "env", "folder", "log", "ready"]
+        )),
+        serde_json::json!([
+            ["python3", "cors_proxy_server.py", "--allow", there("www")],
+            {"PORT": "9111", "ROOT": there("www")},
+            "proxy", "/tmp/proxy/cors_proxy.log", {"port": 9111}
+        ])
+    );
+    assert_eq!(
+        serde_json::json!(members(
+            "demo",
+            &["command", "folder", "log", "ports", "ready"]
+        )),
+        serde_json::json!([
+            ["python3", "-m", "http.server", "{port}"],
+            "web", "/tmp/demo_server.log", [8001, 8002], {"port": "{port}"}
+        ])
+    );
+}
+
+#[test]
+fn a_port_or_log_folder_that_no_command_shows_is_taken_from_its_variable() {
+    let world = folder_with(Program::System, "");
+    let (file, said) = imported(
+        &world,
+        "#!/bin/bash\nLOG_DIR=/var/log/voice\nLIVEKIT_DIR=/opt/livekit\nLETTA_SCRIPT=/opt/letta.sh\n\
+         LIVEKIT_PORT=07880\nLETTA_URL=http://10.0.0.1:1/\n\
+         nohup python3 -m http.server 8123 > \"$(date +%F)/demo_server.log\" &\n\
+         nohup python3 -m http.server 8123 > demo_server.log &\n",
+    );
+    assert!(said.contains("07880 is no port; 7880 is taken"), "{said}");
+    let Some(file) = file else { return };
+    assert_eq!(
+        companion(&file, "livekit")["log"],
+        "/var/log/voice/livekit.log"
+    );
+    assert_eq!(companion(&file, "livekit")["folder"], "/opt/livekit");
+    assert_eq!(
+        companion(&file, "letta")["log"],
+        "/var/log/voice/letta_server.log"
+    );
+    assert_eq!(
+        companion(&file, "letta")["ready"]["http"],
+        "http://10.0.0.1:1/"
+    );
+    // The command knows better than what is usual.
+    assert_eq!(
+        companion(&file, "demo")["ports"],
+        serde_json::json!([8123, 8899])
+    );
+}
+
+/// Half a command would be started as if it were the whole one.
+#[test]
+fn a_part_whose_command_cannot_be_told_is_left_out_and_listed() {
+    let world = folder_with(Program::System, "");
+    let head = "#!/bin/bash\nLIVEKIT_DIR=/opt/livekit\nPROJECT_DIR=/srv/gone\n\
+        serve() { exec python3 -m http.server 8888; }\nARGS='--dev --bind 0.0.0.0'\n";
+    for lines in [
+        [
+            (
+                "source venv/bin/activate && nohup python3 x.py > /tmp/cors_proxy.log 2>&1 &",
+                "several commands in one line",
+            ),
+            (
+                "test -x livekit-server && nohup ./livekit-server > /tmp/livekit.log 2>&1 &",
+                "several commands in one line",
+            ),
+            (
+                "[ -x letta ] && ./letta > /tmp/letta_server.log &",
+                "several commands in one line",
+            ),
+            (
+                "if true; then python3 -m http.server > /tmp/demo_server.log & fi",
+                "several commands in one line",
+            ),
+        ],
+        [
+            (
+                "nohup python3 \"$NOT_SET/x.py\" > /tmp/cors_proxy.log &",
+                "needs NOT_SET, which is not set here",
+            ),
+            (
+                "./livekit-server $ARGS > /tmp/livekit.log &",
+                "$ARGS is split into several words",
+            ),
+            (
+                "nohup sh -c 'echo $HOME' > /tmp/letta_server.log &",
+                "holds what the file cannot say",
+            ),
+            (
+                "KEY=$NOT_SET nohup python3 -m http.server 8888 > /tmp/demo_server.log &",
+                "needs NOT_SET, which is not set here",
+            ),
+        ],
+        [
+            ("setsid -f ./x > /tmp/cors_proxy.log &", "with options"),
+            (
+                "cd \"$(find / -name livekit)\"\n./livekit-server > /tmp/livekit.log &",
+                "the folder in which it is run is not known",
+            ),
+            (
+                "./letta > /tmp/letta_server.log",
+                "not started in the background",
+            ),
+            (
+                "cd /\nserve > /tmp/demo_server.log &",
+                "serve is a function of the script",
+            ),
+        ],
+        [
+            (
+                "./a > /tmp/cors_proxy.log & ./b > /tmp/b.log &",
+                "several commands in one line",
+            ),
+            (
+                "cd /opt || { echo no; exit 1; }; ./livekit-server > /tmp/livekit.log &",
+                "several commands in one line",
+            ),
+            (
+                "cd \"$NOT_SET\"\n./letta > /tmp/letta_server.log &",
+                "needs NOT_SET, which is not set here",
+            ),
+            (
+                "cd /\n./demo <<< x > /tmp/demo_server.log &",
+                "only a shell provides",
+            ),
+        ],
+    ] {
+        let script = lines.map(|(line, _)| line).join("\n");
+        let (file, said) = imported(&world, &format!("{head}{script}\n"));
+        for ((line, why), name) in lines.iter().zip(["cors-proxy", "livekit", "letta", "demo"]) {
+            let entry =
+                |entry: &str| entry.contains(why) && entry.contains("start_voice_system.sh:");
+            assert!(said.lines().any(entry), "{line}: {why}\n{said}");
+            let left_out = format!("{name} is left out, since");
+            assert!(said.contains(&left_out), "{line}\n{said}");
+        }
+        let Some(file) = file else { return };
+        assert!(file["companion"].is_null(), "{script}\n{file}");
+        assert!(file["agent"]["needs"].is_null(), "{script}\n{file}");
+    }
+}
+
+#[test]
+fn what_a_moved_projects_commands_name_is_looked_for_in_this_folder() {
+    let world = folder_with(Program::System, "");
+    let (file, said) = imported(
+        &world,
+        "#!/bin/bash\nPROJECT_DIR=/srv/gone\ncd $PROJECT_DIR/livekit\n\
+         ./livekit-server --config=$PROJECT_DIR/lk.yaml > /tmp/livekit.log &\n",
+    );
+    assert!(said.contains("is not there; its paths are taken"), "{said}");
+    let Some(file) = file else { return };
+    let livekit = companion(&file, "livekit");
+    let config = format!("--config={}/lk.yaml", world.project().display());
+    assert_eq!(
+        livekit["command"],
+        serde_json::json!(["./livekit-server", config])
+    );
+    assert_eq!(livekit["folder"], "livekit");
+}
+
 #[test]
 fn bytes_that_are_no_text_are_listed_and_the_file_is_text() {
     let world = folder_with(Program::Start, "");
