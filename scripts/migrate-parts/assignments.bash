@@ -406,6 +406,12 @@ take_line() {
             WORD='' REST='' WHY_NOT='a list' OVERRIDE=''
         else
             parse_word "$value"
+            # Where it is given up is somewhere in the word.
+            if [[ -n $WHY_NOT && -z $OPEN_QUOTE ]]; then
+                local why_not=$WHY_NOT
+                skip_word "$value" || REST=
+                WHY_NOT=$why_not
+            fi
         fi
         rest=$REST
         # NAME=value COMMAND: for that command only.

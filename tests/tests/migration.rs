@@ -747,8 +747,15 @@ fn status_sees_whether_both_sides_use_the_same_files() {
         "$RUN_DIR/letta_voice_agent.lock",
         "letta_voice_agent.py",
     );
+    // The stand-ins of the others have them from the environment.
     let said = expect(&world, "status", NOTHING, 0);
-    assert!(said.contains("The two sides agree"), "{said}");
+    assert!(said.contains("What could be read agrees."), "{said}");
+    for program in [Program::Check, Program::Stop] {
+        let files = "/tmp/letta_voice_agent.pid /tmp/letta_voice_agent.lock";
+        fs::write(world.link(program), format!("#!/bin/bash\ncat {files}\n")).unwrap();
+    }
+    let said = expect(&world, "status", NOTHING, 0);
+    assert!(said.contains("The two sides agree."), "{said}");
 
     for (pid, lock, agent, told) in [
         (
@@ -806,6 +813,101 @@ fn status_reads_what_the_programs_use_from_the_configuration() {
     )
     .unwrap();
     expect(&world, "status", NOTHING, 0);
+}
+
+/// Never by half a word: what a script does not say cannot agree.
+#[test]
+fn status_says_what_it_could_not_read() {
+    let status = |script: &str, configuration: &str| {
+        let world = files_world("", "", "");
+        for program in Program::ALL {
+            let _ = fs::remove_file(world.link(program));
+        }
+        fs::write(world.link(Program::Start), script).unwrap();
+        fs::write(world.project().join("voice-system.toml"), configuration).unwrap();
+        let output = world.run_command(migrate(&world, "status", NOTHING));
+        assert!(output.stderr.is_empty(), "{}", text(&output));
+        (text(&output), output.status.code() == Some(0))
+    };
+    let agent = "python letta_voice_agent.py dev > /tmp/voice_agent.log 2>&1 &";
+    for (script, told) in [
+        (
+            format!("PID_FILE=\"$(run_dir)/agent.pid\"\nLOCK=/tmp/letta_voice_agent.lock\n{agent}"),
+            "its PID file cannot be read out of it (the output of a command (run_dir))",
+        ),
+        (
+            format!(
+                "echo $! > \"$(run_dir)/agent.pid\"\nLOCK=/tmp/letta_voice_agent.lock\n{agent}"
+            ),
+            "What could be read agrees; no original says: PID file.",
+        ),
+        (
+            format!("echo $! > \"$DIR\"/agent.pid\n{agent}"),
+            "What could be read agrees; no original says: PID file, startup lock.",
+        ),
+        (
+            format!("PID_FILE=$NOT_SET/agent.pid\n{agent}"),
+            "its PID file cannot be read out of it (NOT_SET is not set here)",
+        ),
+        (
+            "echo > /tmp/voice_agent.log".to_owned(),
+            "What the originals use cannot be read out of them.",
+        ),
+    ] {
+        let (said, agrees) = status(&format!("#!/bin/bash\n{script}\n"), "");
+        assert!(agrees && said.contains(told), "{told}\n{said}");
+        assert!(!said.contains("The two sides agree"), "{said}");
+        assert!(!said.contains("/agent.pid"), "{said}");
+    }
+
+    // The last line counts, on either side.
+    let script =
+        format!("#!/bin/bash\n{agent}\nLOCK=/tmp/letta_voice_agent.lock\necho $! > /tmp/agent.pid");
+    let (said, agrees) = status(&script, "[agent]\npid_file = \"/tmp/agent.pid\"");
+    assert!(agrees && said.contains("The two sides agree."), "{said}");
+    let (said, agrees) = status(&script, "");
+    assert!(
+        !agrees && said.contains("VOICE_GUARD_PID_FILE=/tmp/agent.pid"),
+        "{said}"
+    );
+
+    let (said, agrees) = status(&script, "[agent]\npid_file = \"${NOT_SET}/a\"\n");
+    assert!(
+        !agrees && said.contains("The programs use: ${NOT_SET}/a,"),
+        "{said}"
+    );
+    assert!(said.contains("the programs stop at such a line"), "{said}");
+}
+
+#[test]
+fn status_looks_where_the_callers_project_folder_is() {
+    let mut world = files_world(
+        "/tmp/agent.pid",
+        "/tmp/letta_voice_agent.lock",
+        "letta_voice_agent.py",
+    );
+    let other = world.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(
+        other.join("voice-system.toml"),
+        "[agent]\npid_file = \"/tmp/agent.pid\"\nlog = \"logs/x.log\"\n",
+    )
+    .unwrap();
+    expect(&world, "status", NOTHING, 1);
+    world.set("VOICE_GUARD_PROJECT_DIR", &other);
+    world.set("VOICE_GUARD_LOG_FILE", "/tmp/voice_agent.log");
+    let said = expect(&world, "status", NOTHING, 0);
+    assert!(
+        said.contains(&format!("project in {}", other.display())),
+        "{said}"
+    );
+    world.unset("VOICE_GUARD_LOG_FILE");
+    let said = expect(&world, "status", NOTHING, 1);
+    let log = other.join("logs/x.log").display().to_string();
+    assert!(said.contains(&log), "{said}");
+    world.set("VOICE_GUARD_PROJECT_DIR", world.path("nowhere"));
+    let said = expect(&world, "status", NOTHING, 1);
+    assert!(said.contains("which is no folder"), "{said}");
 }
 
 #[test]

@@ -247,6 +247,17 @@ fn what_cannot_be_translated_is_listed_at_the_end_and_said() {
         assert!(list.contains(entry), "{entry} is not listed in\n{list}");
         assert!(said.contains(entry), "{entry} is not said in\n{said}");
     }
+    // Also where more of the word follows what cannot be known.
+    let (_, said) = imported(
+        &world,
+        "#!/bin/bash\nPID_FILE=\"$(run_dir)/agent.pid\" X=1\nLOCK_FILE=$PID_FILE.lock\n",
+    );
+    for entry in [
+        "start_voice_system.sh:2  PID_FILE=\"$(run_dir)/agent.pid\" X=1: the output of a command",
+        "start_voice_system.sh:3  LOCK_FILE=$PID_FILE.lock: $PID_FILE is not known",
+    ] {
+        assert!(said.contains(entry), "{entry} is not said in\n{said}");
+    }
     // Colours are nobody's setting, and a here-document is no assignment.
     assert!(!file.contains("033"), "{file}");
     assert!(!file.contains("/not/this/one"), "{file}");
