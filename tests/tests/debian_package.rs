@@ -38,7 +38,7 @@ fn packages(what: &str) -> Option<&'static Packages> {
         left_out(what, "it takes long; scripts/test runs it");
         return None;
     }
-    if !available(&["dpkg-deb", "dpkg-shlibdeps", "xz"], what) {
+    if !available(&["apt-get", "dpkg-deb", "dpkg-shlibdeps", "xz"], what) {
         return None;
     }
     let tools = clone().join("target/tools/bin/cargo-deb");
@@ -106,9 +106,11 @@ fn machine(what: &str) -> Option<Sandbox> {
     Some(sandbox)
 }
 
+/// As the README does it; without a network, and without a question.
 fn install(sandbox: &Sandbox, package: &Path) -> String {
     let line = format!(
-        "DEBIAN_FRONTEND=noninteractive dpkg --force-unsafe-io -i '{}' 2>&1",
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y --reinstall \
+             -o DPkg::Options::=--force-unsafe-io '{}' 2>&1",
         package.display()
     );
     sandbox.expect(&line, 0)
@@ -120,7 +122,7 @@ fn files(sandbox: &Sandbox) -> BTreeSet<String> {
     sandbox
         .expect(
             "find /etc /usr /var/lib /tmp /opt -xdev \
-                ! -path '/var/lib/dpkg/*' ! -path '/tmp/systemd-private-*' \
+                ! -path '/var/lib/dpkg/*' ! -path '/var/lib/apt/*' ! -path '/var/lib/PackageKit/*' ! -path '/tmp/systemd-private-*' \
                 ! -path '/var/lib/systemd/timers/*'",
             0,
         )
@@ -138,19 +140,7 @@ fn agent(sandbox: &Sandbox) -> String {
     pid.lines().next().expect("a PID").to_owned()
 }
 
-#[test]
-fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
-    let what = "the Debian package";
-    let Some(packages) = packages(what) else {
-        return;
-    };
-    let Some(sandbox) = machine(what) else {
-        return;
-    };
-    let before = files(&sandbox);
-
-    // Installed: everything is there, and nothing happens by itself.
-    install(&sandbox, &packages.old);
+fn everything_is_there(sandbox: &Sandbox) {
     for program in Program::ALL {
         let name = program.name();
         let path = sandbox.expect(&format!("command -v {name}"), 0);
@@ -188,6 +178,22 @@ fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
         let active = sandbox.run(&format!("systemctl is-active {unit}"));
         assert_eq!(text(&active).trim(), "inactive", "{unit}");
     }
+}
+
+#[test]
+fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
+    let what = "the Debian package";
+    let Some(packages) = packages(what) else {
+        return;
+    };
+    let Some(sandbox) = machine(what) else {
+        return;
+    };
+    let before = files(&sandbox);
+
+    // Installed: everything is there, and nothing happens by itself.
+    install(&sandbox, &packages.old);
+    everything_is_there(&sandbox);
 
     // Used: the unit, its monitor, logrotate.
     sandbox.configure("");
@@ -230,15 +236,33 @@ fn package_is_installed_used_upgraded_and_removed_without_a_trace() {
     let starts = sandbox.expect("cat /srv/state/starts.log", 0);
     assert_eq!(starts.trim(), pid, "it was started again");
 
-    // Removed: what systemd runs with it ends; purged: nothing is left.
+    // Removed: what systemd runs with it ends; purged: nothing is left. Metrics
+    // that a collector reads are not, either.
+    sandbox.expect(
+        "mkdir -p /srv/collector; cp /var/lib/voice-guard/voice_guard.prom /srv/collector/; \
+         echo '# mine' >/srv/collector/other.prom; \
+         echo 'VOICE_GUARD_METRICS_FILE=/srv/collector/voice_guard.prom' >>/etc/default/letta-voice-agent",
+        0,
+    );
     sandbox.expect("dpkg -r voice-guard 2>&1", 0);
+    assert_eq!(sandbox.expect("ls /srv/collector", 0), "other.prom\n");
     sandbox.expect(&format!("ps -p {pid}"), 1);
+    // What others have left in /tmp meanwhile, with a number that is a stranger's.
+    sandbox.expect(
+        "systemd-run -q --unit=stranger sleep 3000
+         systemctl show -P MainPID stranger >/tmp/letta_voice_agent.pid
+         mkdir -p /tmp/voice-guard-4321/agent-1; echo 1 >/tmp/voice-guard-4321/agent-1/companion.pid
+         touch /tmp/.voice-system-agent-1.guard /tmp/voice_agent.log.5
+         chown -R voice /tmp/letta* /tmp/voice-guard-4321 /tmp/.voice-system*",
+        0,
+    );
     sandbox.expect("command -v check-agent-running", 127);
     sandbox.expect(
         "rm -r /etc/systemd/system/letta-voice-agent-safe.service.d; systemctl daemon-reload",
         0,
     );
     sandbox.expect("dpkg -P voice-guard 2>&1", 0);
+    sandbox.expect("systemctl is-active stranger && systemctl stop stranger", 0);
     let after = files(&sandbox);
     let left: Vec<_> = after.difference(&before).collect();
     assert!(left.is_empty(), "left behind: {left:#?}");
@@ -267,11 +291,22 @@ fn agent_that_was_started_by_hand_outlives_the_package() {
     let pid = agent(&sandbox);
     install(&sandbox, &packages.new);
     assert_eq!(agent(&sandbox), pid);
+    sandbox.expect(
+        "mkdir /tmp/voice-guard-4321; touch /tmp/.voice-system-agent-1.guard",
+        0,
+    );
     let said = sandbox.expect("dpkg -P voice-guard 2>&1", 0);
-    assert!(said.contains("it goes on"), "{said}");
+    assert!(said.contains("goes on"), "{said}");
+    // By the check's own words.
+    assert!(said.contains(&format!("agent PID {pid}")), "{said}");
     // With what it is known by, also to programs from elsewhere.
     assert_eq!(agent(&sandbox), pid);
-    for file in ["/tmp/.letta_voice_agent.guard", "/tmp/voice_agent.log"] {
+    for file in [
+        "/tmp/.letta_voice_agent.guard",
+        "/tmp/voice_agent.log",
+        "/tmp/voice-guard-4321",
+        "/tmp/.voice-system-agent-1.guard",
+    ] {
         sandbox.expect(&format!("test -e {file}"), 0);
     }
     sandbox.expect(&format!("kill {pid}"), 0);
