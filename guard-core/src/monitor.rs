@@ -1,14 +1,20 @@
 //! What a monitor makes of a check: a plugin's line and exit status, and
 //! Prometheus metrics in a file.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::outcome::Outcome;
 use crate::process_table::Pid;
 use crate::report::span;
 use crate::tracking_file::{self, Oddity};
+
+/// Nobody writes a file of metrics for so long.
+const ABANDONED: Duration = Duration::from_mins(5);
 
 /// How the agent does, by the exit statuses that monitoring plugins have
 /// (Nagios Plugin Development Guidelines, "Plugin Return Codes").
@@ -257,7 +263,9 @@ pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     // It does not end in `.prom`, so nobody reads it half written.
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}", Pid::own()));
+    name.push(".");
+    remove_abandoned(path, &name);
+    name.push(Pid::own().to_string());
     let beside = path.with_file_name(name);
     tracking_file::remove_plain(&beside)?;
     tracking_file::create_new(&beside, text.as_bytes())?;
@@ -265,6 +273,30 @@ pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
         let _ = tracking_file::remove(&beside);
         errno.into()
     })
+}
+
+/// Removes what monitors have left beside `path` that were killed in the middle
+/// of writing, some time ago. What stays harms nobody.
+fn remove_abandoned(path: &Path, prefix: &OsStr) {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let Ok(entries) = std::fs::read_dir(folder.unwrap_or(Path::new("."))) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_ours = name
+            .as_bytes()
+            .strip_prefix(prefix.as_bytes())
+            .is_some_and(|rest| !rest.is_empty() && rest.iter().all(u8::is_ascii_digit));
+        let is_abandoned = is_ours
+            && entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > ABANDONED));
+        if is_abandoned {
+            let _ = tracking_file::remove_plain(&entry.path());
+        }
+    }
 }
 
 /// Does standard output lead to the journal? systemd says which stream does
@@ -384,6 +416,30 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn what_killed_monitors_have_left_does_not_pile_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.prom");
+        let left = |name: &str, age: Duration| {
+            let file = std::fs::File::create(folder.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age)
+                .unwrap();
+        };
+        left(".x.prom.1", ABANDONED * 2);
+        left(".x.prom.99999", ABANDONED * 2);
+        // Another's that is at it; and what is none.
+        left(".x.prom.2", Duration::ZERO);
+        left(".x.prom.old", ABANDONED * 2);
+        left(".y.prom.1", ABANDONED * 2);
+        write_whole(&path, "one\n").unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, [".x.prom.2", ".x.prom.old", ".y.prom.1", "x.prom"]);
     }
 
     #[test]
