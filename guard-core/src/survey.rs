@@ -243,6 +243,10 @@ fn agent_status(
                 });
             }
         }
+        [] if sighting.orphans.is_empty() && !sighting.unseen.is_empty() => {
+            part.state = "unclear";
+            part.error = Some("none can be seen, but not every process could be".to_owned());
+        }
         [] if sighting.orphans.is_empty() => part.error = Some("not running".to_owned()),
         [] => {
             part.error = Some(format!(

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use nix::sys::stat::{Mode, SFlag};
 use scenarios::surroundings::{
     NO_ARGUMENTS, OtherUser, Room, Stranger, after, assert_names, exit_code,
-    move_files_into_sticky_folder, outcome, pids, report, run, verdict,
+    move_files_into_sticky_folder, outcome, pids, remove_traces, report, run, verdict,
 };
 use scenarios::{Program, World, is_alive, left_out, process, python, text, until};
 
@@ -322,26 +322,42 @@ fn proc_that_hides_other_users() {
         if !hide.unwrap().success() {
             return left_out("hidepid=2", "this machine does not let /proc be mounted so");
         }
-        let as_user = |program| {
+        let as_user = |world: &World, program, arguments: &[&str]| {
             let mut command = world.program(program);
+            command.args(arguments);
             user.runs(&mut command);
-            let output = run(&world, command);
+            let output = run(world, command);
             (verdict(&output), text(&output))
         };
         // Nothing runs, but he cannot know it: whatever he is told, it is said.
-        let (_, said) = as_user(Program::Check);
+        let (_, said) = as_user(&world, Program::Check, &[]);
         assert!(said.contains("hidepid") || said.contains("/proc"), "{said}");
         // Root's agent, tracked in a file that he can read: its lock is held.
         world.expect(Program::Start, 0);
         let agent = world.assert_one_agent();
         for program in [Program::Check, Program::Start] {
-            let (code, said) = as_user(program);
+            let (code, said) = as_user(&world, program, &[]);
             assert_eq!(code, 1, "{}: {said}", program.name());
         }
-        let (code, said) = as_user(Program::Stop);
+        let (code, said) = as_user(&world, Program::Stop, &[]);
         assert_eq!(code, 1, "it cannot have been stopped: {said}");
         assert_eq!(world.assert_one_agent(), agent);
         world.expect(Program::Stop, 0);
+        // A status names that as the reason, without an agent that he can see and with one.
+        remove_traces(&world);
+        user.moves_into(&mut world);
+        let status = |why: &str| {
+            let (code, said) = as_user(&world, Program::System, &["--status"]);
+            assert_eq!(code, 1, "{said}");
+            assert!(said.contains(why) && !said.contains("orphan"), "{said}");
+        };
+        status("agent: none can be seen, but not every process could be");
+        let mut own = world.command(user.interpreter());
+        own.arg(world.script().file_name().unwrap()).arg("dev");
+        user.runs(&mut own);
+        let own = Stranger::of(own);
+        until("his own agent to run", || world.agents() == [own.pid()]);
+        status("agent: not every process could be seen");
     });
 }
 

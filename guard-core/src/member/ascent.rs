@@ -33,16 +33,19 @@ impl Member {
         let fresh = self.companion.on_start == OnStart::Fresh
             && (!context.restarting || self.companion.restart);
         if matches!(self.companion.job, Job::Own(_)) {
-            match self.find(context.readings, context.now)? {
+            let found = self.find(context.readings, context.now)?;
+            let mark = match found {
+                Found::One(identity) => self.mark_of(identity.pid)?,
+                _ => None,
+            };
+            match found {
                 // A fresh one that another of these programs has started since we
                 // were called is fresh enough. (Whoever else did it may have done
                 // so in the same clock tick, just before.)
                 Found::One(identity)
-                    if !fresh
-                        || (identity.start >= context.own_start
-                            && self.is_born_of_ours(identity.pid)?) =>
+                    if !fresh || (identity.start >= context.own_start && mark.is_some()) =>
                 {
-                    self.watch_found(identity)?;
+                    self.watch_found(identity, mark)?;
                     let deadline = (self.companion.on_start != OnStart::Manual)
                         .then(|| Deadline::after(self.companion.deadline));
                     return self.ask_first(context, deadline);

@@ -37,7 +37,7 @@ impl Member {
                 (Found::Locked, _) | (_, OnStart::Fresh) => Ours::Yes,
                 (Found::Mess(mess), OnStart::Reuse) => self.are_ours(mess)?,
                 (Found::One(identity), on_start) => {
-                    let marked = self.is_born_of_ours(identity.pid)?;
+                    let marked = self.mark_of(identity.pid)?.is_some();
                     match on_start {
                         _ if marked => Ours::Yes,
                         OnStart::Manual => Ours::Never,
@@ -54,19 +54,15 @@ impl Member {
         let mut pids = mess.copies;
         pids.extend(mess.left);
         for &pid in &pids {
-            if self.is_born_of_ours(pid)? {
+            if self.mark_of(pid)?.is_some() {
                 return Ok(Ours::Yes);
             }
         }
         Ok(Ours::Found(pids))
     }
 
-    /// Has one of these programs started it?
-    pub(super) fn is_born_of_ours(&self, pid: Pid) -> Result<bool, Failure> {
-        Ok(self.mark_of(pid)?.is_some())
-    }
-
-    fn mark_of(&self, pid: Pid) -> Result<Option<Mark>, Failure> {
+    /// The mark of it that a process bears, if one of these programs has started it.
+    pub(super) fn mark_of(&self, pid: Pid) -> Result<Option<Mark>, Failure> {
         let table = ProcessTable::open().map_err(|error| proc_failure(&error))?;
         let environment = table.environment(pid).ok().flatten();
         let mark = environment.and_then(|block| Mark::in_environment(&block));
@@ -97,7 +93,8 @@ impl Member {
             }
             Found::Nothing => return Ok(None),
         };
-        self.watch_found(identity)?;
+        let mark = self.mark_of(identity.pid)?;
+        self.watch_found(identity, mark)?;
         Ok(Some(identity.pid))
     }
 
@@ -201,7 +198,11 @@ impl Member {
         Scene::of(&self.settings, reading)
     }
 
-    pub(super) fn watch_found(&mut self, identity: Identity) -> Result<(), Failure> {
+    pub(super) fn watch_found(
+        &mut self,
+        identity: Identity,
+        mark: Option<Mark>,
+    ) -> Result<(), Failure> {
         let pidfd = open_pidfd(identity.pid)
             .map_err(|error| Failure::new(format!("cannot watch PID {}: {error}", identity.pid)))?;
         self.port = self.port_of(identity.pid).or(self.companion.first_port());
@@ -209,7 +210,7 @@ impl Member {
             pid: identity.pid,
             pidfd,
             newborn: false,
-            mark: self.mark_of(identity.pid)?,
+            mark,
         });
         Ok(())
     }
