@@ -20,15 +20,17 @@ use crate::failure::Failure;
 #[must_use]
 pub fn folder_of(project_dir: &Path) -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
-    let is_ours = |folder: &PathBuf| {
-        fs::symlink_metadata(folder)
-            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == user)
+    let is_ours = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == user;
+    let session = || {
+        let folder = PathBuf::from(format!("/run/user/{user}"));
+        let metadata = fs::symlink_metadata(&folder);
+        metadata.is_ok_and(is_ours).then_some(folder)
     };
     // `sudo -E` hands on the user's: what root makes there, he could not use.
     env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
-        .filter(|folder| folder.is_absolute() && is_ours(folder))
-        .or_else(|| Some(PathBuf::from(format!("/run/user/{user}"))).filter(is_ours))
+        .filter(|folder| folder.is_absolute() && fs::metadata(folder).is_ok_and(is_ours))
+        .or_else(session)
         .map_or_else(
             || PathBuf::from(format!("/tmp/voice-guard-{user}")),
             |folder| folder.join("voice-guard"),
