@@ -64,7 +64,7 @@ not_translated() {
 # ---- Reading.
 
 import() {
-    local target=$dir/voice-system.toml name file script
+    local target=$dir/voice-system.toml name file script first
     local -i scripts=0
     [[ ! -e $target && ! -L $target ]] ||
         refuse "$(shown "$target") is there already; it is never overwritten (rename it to import again)"
@@ -75,6 +75,7 @@ import() {
             look "$file" "$name"
             [[ $KIND == original ]] || continue
             scripts+=1
+            ((scripts > 1)) || first=$file
             forget_assignments
             read_assignments "$file" "$script"
             take_assignments
@@ -92,7 +93,12 @@ import() {
     local new=$dir/.voice-system.toml.migrating
     [[ -L $new || -f $new || ! -e $new ]] || refuse "$(shown "$new") is in the way"
     rm -f -- "$new"
-    (set -o noclobber && printf '%s' "$TOML" >"$new") || refuse "cannot write in $(shown "$dir")"
+    # Whoever may read the script may read this, whoever has called us.
+    local mode=$((8#$(stat -L -c %a -- "$first") & 0644 | 0600))
+    if ! write_new "$new" "$(printf %o "$mode")" "$first" "$TOML"; then
+        rm -f -- "$new"
+        refuse "cannot write in $(shown "$dir")"
+    fi
     # Not renamed: a file that has appeared meanwhile stays. It appears whole.
     ln -T -- "$new" "$target" 2>/dev/null || mv -n -T -- "$new" "$target"
     if [[ -e $new && ! $new -ef $target ]]; then

@@ -10,13 +10,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use scenarios::{Program, World, binary, text};
+use scenarios::{Program, World, binary, left_out, text};
 
 #[path = "migration/callers.rs"]
 mod callers;
@@ -343,6 +343,51 @@ fn a_folder_of_any_name_is_migrated() {
         .args(["--all", "--", "-relative"]);
     expect_of(&world, command, 0);
     assert!(is_link(&world, Program::Check));
+}
+
+/// `sudo scripts/migrate`, in somebody's folder, with root's umask.
+#[test]
+fn what_root_puts_there_belongs_to_whom_the_script_belongs_to() {
+    if !nix::unistd::geteuid().is_root() {
+        return left_out("migration by root for somebody", "this is not root");
+    }
+    let world = old_folder();
+    let owner = Some(4321);
+    for program in Program::ALL {
+        let path = world.link(program);
+        chown(&path, owner, owner).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    chown(world.project(), owner, owner).unwrap();
+    fs::remove_file(world.link(Program::Restart)).unwrap();
+    let umask = |verb, arguments: &[&str]| {
+        let command = migrate(&world, verb, arguments);
+        let mut shell = world.command("/bin/sh");
+        shell
+            .args(["-c", "umask 077; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args());
+        expect_of(&world, shell, 0);
+    };
+    umask(
+        "switch",
+        &["--wrapper", "start_voice_system", "restart_voice_system"],
+    );
+    for (program, mode) in [(Program::System, 0o700), (Program::Restart, 0o755)] {
+        let wrapper = world.link(program).metadata().unwrap();
+        assert_eq!((wrapper.uid(), wrapper.gid()), (4321, 4321), "{program:?}");
+        assert_eq!(wrapper.mode() & 0o7777, mode, "{program:?}");
+    }
+    umask("import", &[]);
+    let file = world
+        .project()
+        .join("voice-system.toml")
+        .metadata()
+        .unwrap();
+    assert_eq!((file.uid(), file.gid()), (4321, 4321));
+    assert_eq!(file.mode() & 0o7777, 0o600);
+    umask("back", &["start_voice_system"]);
+    assert_eq!(world.link(Program::System).metadata().unwrap().uid(), 4321);
 }
 
 #[test]
