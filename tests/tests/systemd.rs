@@ -1013,6 +1013,32 @@ fn a_user_without_root_has_a_unit_of_his_own() {
         "inactive\n"
     );
     no_overlap(&sandbox);
+
+    // Between two starts it is known, also where a package or the administrator
+    // has put it.
+    sandbox.expect(
+        "rm -r /srv/agent/.config/systemd; cp systemd/user/letta-voice-agent.service /etc/systemd/user/; \
+         mkdir /etc/systemd/user/letta-voice-agent.service.d; \
+         printf '[Service]\\nRestartSec=10min\\n' >/etc/systemd/user/letta-voice-agent.service.d/test.conf",
+        0,
+    );
+    typed("systemctl --user daemon-reload", 0);
+    typed("systemctl --user start letta-voice-agent", 0);
+    let agent = one_agent(&sandbox);
+    sandbox.expect(&format!("kill -9 {agent}"), 0);
+    sandbox.until(
+        "the unit to wait",
+        &format!(
+            "test \"$({user} 'systemctl --user show -P SubState letta-voice-agent')\" = auto-restart"
+        ),
+    );
+    assert!(typed("/srv/agent/start_voice_agent_safe.sh", 1).contains("systemd will start"),);
+    typed("/srv/agent/stop_voice_agent_safe.sh", 0);
+    assert_eq!(
+        typed("systemctl --user is-active letta-voice-agent", 3),
+        "inactive\n"
+    );
+    nothing_left(&sandbox);
 }
 
 #[test]
