@@ -13,6 +13,8 @@ declare -a CALLER_HOW=()    # "runs it with a shell", ...
 declare -ra NOT_LOOKED_INTO=(.git .hg .svn .venv venv node_modules __pycache__ site-packages target)
 # Longer files are no programs or settings; logs quote commands and call nobody.
 declare -r LONGEST_FILE=1000000
+# In a longer line (of a minified or generated file) the expressions below take minutes.
+declare -r LONGEST_LINE=20000
 
 # ---- How a line looks that calls a script. All are extended regular
 # expressions; what a group holds is counted where they are put together.
@@ -102,14 +104,21 @@ look_into_stream() {
     # A variable that holds a script's name, and which ones.
     local -A variables=()
     mapfile -t lines
-    for line in "${lines[@]}"; do
-        [[ $line =~ $NAMES ]] && remember_variable "$line"
+    for number in "${!lines[@]}"; do
+        line=${lines[number]}
+        [[ $line =~ $NAMES ]] || continue
+        if ((${#line} > LONGEST_LINE)); then
+            say "Note: $(shown "$label"):$((number + 1)) names ${BASH_REMATCH[0]} and is too long to be searched (${#line} bytes): a caller in it is not found"
+            continue
+        fi
+        remember_variable "$line"
     done
     words=
     for variable in "${!variables[@]}"; do words+="|$variable"; done
     for number in "${!lines[@]}"; do
         # Escaped quotes, as in JSON, are quotes to whoever runs the line.
         line=${lines[number]//\\\"/\"}
+        ((${#line} <= LONGEST_LINE)) || continue
         [[ ! $line =~ ^[[:space:]]*(\#|//) ]] || continue
         if [[ $line =~ $NAMES ]]; then
             look_at_line "$line" && continue

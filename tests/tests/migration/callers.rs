@@ -334,3 +334,26 @@ fn status_names_callers_and_what_they_would_break() {
     assert!(is_wrapper(&world, Program::System));
     expect(&world, "status", NOTHING, 0);
 }
+
+/// A minified or generated file would take minutes.
+#[test]
+fn a_line_that_is_too_long_to_be_searched_is_said_and_the_others_are_searched() {
+    let world = old_folder();
+    let long = "bash -x \"$(foo)\" ".repeat(25_000);
+    fs::write(
+        world.project().join("menu"),
+        format!("x='{long}start_voice_system.sh'\n{long}\nbash ./restart_voice_system.sh\n"),
+    )
+    .unwrap();
+    let began = std::time::Instant::now();
+    let said = expect(&world, "switch", &["--all"], 0);
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(30),
+        "{said}"
+    );
+    let note = "menu:1 names start_voice_system.sh and is too long to be searched";
+    assert_eq!(said.matches("too long").count(), 1, "{said}");
+    assert!(said.contains(note), "{said}");
+    assert!(is_link(&world, Program::System));
+    assert!(is_wrapper(&world, Program::Restart));
+}
