@@ -45,6 +45,71 @@ fn lines(document: &str) -> Vec<Line> {
 /// All commands of a document as one bash script: a `cd` holds for what follows.
 #[must_use]
 pub fn script(name: &str, document: &str) -> String {
+    written(name, document, |_| String::new())
+}
+
+/// The same, and after each command there are as many agents as there must be: one
+/// after a start, also one that is refused; none after a stop; no more than before
+/// after everything else, and as many after what only looks or removes files.
+#[must_use]
+pub fn script_that_counts_agents(name: &str, document: &str) -> String {
+    const COUNT: &str = "agents() { pgrep -c -f 'letta_voice_agent\\.py (dev|start|connect)$'; }\n";
+    let checked = |line: &Line| {
+        let expected = match line.effect() {
+            Effect::One => "-eq 1",
+            Effect::None => "-eq 0",
+            Effect::Same => "-eq \"$before\"",
+            Effect::NotMore => "-le \"$before\"",
+            Effect::Unchecked => return "before=$(agents)\n".to_owned(),
+        };
+        format!(
+            "now=$(agents)\n[ \"$now\" {expected} ] || {{ echo \"$now agents, $before before, must be {}\"; exit 99; }}\n\
+             before=$now\n",
+            expected.replace('"', "")
+        )
+    };
+    format!(
+        "{COUNT}before=$(agents)\n{}",
+        written(name, document, checked)
+    )
+}
+
+/// What a command does to the number of agents.
+enum Effect {
+    One,
+    None,
+    Same,
+    NotMore,
+    Unchecked,
+}
+
+impl Line {
+    fn effect(&self) -> Effect {
+        let command = self.command.split(" # ").next().unwrap_or_default();
+        let calls = |name: &str| {
+            !command.starts_with("echo ")
+                && self.status != 126
+                && command.contains(&format!("/{name}.sh"))
+        };
+        if calls("start_voice_agent_safe")
+            || calls("start_voice_system")
+            || calls("restart_voice_system")
+        {
+            Effect::One
+        } else if calls("stop_voice_agent_safe") || calls("stop_voice_system") {
+            Effect::None
+        } else if calls("check_agent_running") || command.starts_with("rm -f ") {
+            Effect::Same
+        } else if command.contains("letta_voice_agent.py dev") {
+            // Somebody's own start, or the document's count.
+            Effect::Unchecked
+        } else {
+            Effect::NotMore
+        }
+    }
+}
+
+fn written(name: &str, document: &str, after: impl Fn(&Line) -> String) -> String {
     let mut script = String::from("out=$(mktemp)\n");
     let lines = lines(document);
     assert!(!lines.is_empty(), "{name} has no commands");
@@ -54,7 +119,7 @@ pub fn script(name: &str, document: &str) -> String {
             command,
             status,
             prints,
-        } = line;
+        } = &line;
         write!(
             script,
             "cat <<'DOCUMENT'\n{name}:{number}: {command}\nDOCUMENT\n\
@@ -64,12 +129,21 @@ pub fn script(name: &str, document: &str) -> String {
         )
         .unwrap();
         if !prints.is_empty() {
+            // A number is not the beginning of a longer one.
+            let whole = if prints.bytes().all(|byte| byte.is_ascii_digit()) {
+                "x"
+            } else if prints.ends_with(|last: char| last.is_ascii_digit()) {
+                "w"
+            } else {
+                ""
+            };
             writeln!(
                 script,
-                "grep -qF -- '{prints}' \"$out\" || {{ echo 'that does not say: {prints}'; exit 99; }}"
+                "grep -qF{whole} -- '{prints}' \"$out\" || {{ echo 'that does not say: {prints}'; exit 99; }}"
             )
             .unwrap();
         }
+        script.push_str(&after(&line));
     }
     script
 }

@@ -14,7 +14,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use scenarios::surroundings::Room;
-use scenarios::{Program, World, binary, python, text};
+use scenarios::{Process, Program, World, all_processes, binary, python, text};
 
 /// The commands that no test can run here, and who runs them.
 const RUN_ELSEWHERE: [&str; 5] = [
@@ -240,9 +240,14 @@ fn every_command_of_the_readme_does_what_it_says() {
                     assert!(world.run_command(world.command(stop)).status.success());
                 }
             }
+            let left: Vec<_> = all_processes()
+                .iter()
+                .filter(|process| process.runs_agent("letta_voice_agent", None))
+                .map(Process::describe)
+                .collect();
             assert!(
-                fs::read("/tmp/letta_voice_agent.pid").is_err(),
-                "the README leaves an agent behind"
+                left.is_empty() && fs::read("/tmp/letta_voice_agent.pid").is_err(),
+                "the README leaves an agent behind: {left:?}"
             );
         });
 }

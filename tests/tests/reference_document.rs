@@ -13,6 +13,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Output, Stdio};
 
+use scenarios::surroundings::Terminal;
 use scenarios::{Program, World, available, is_alive, python, text, until};
 
 const REFUSAL: &str = "ERROR: Already running or locked";
@@ -109,10 +110,14 @@ fn the_pid_file_snippet_finds_the_agent() {
         fi"#;
     expect(&world, snippet, 0);
     expect(&world, "./start_voice_agent_safe.sh", 0);
+    let agent = world.assert_one_agent();
     let said = expect(&world, snippet, 1);
     assert_eq!(said, "Agent already running!\n");
+    assert_eq!(world.assert_one_agent(), agent);
     expect(&world, "./stop_voice_agent_safe.sh", 0);
+    world.assert_nothing_left();
     expect(&world, snippet, 0);
+    world.assert_nothing_left();
 }
 
 #[test]
@@ -150,8 +155,11 @@ fn a_check_before_ones_own_commands_lets_them_run_or_not() {
     let world = world();
     let line = "./check_agent_running.sh >/dev/null || exit 1; echo went on";
     assert_eq!(expect(&world, line, 0), "went on\n");
+    world.assert_nothing_left();
     expect(&world, "./start_voice_agent_safe.sh", 0);
+    let agent = world.assert_one_agent();
     assert_eq!(expect(&world, line, 1), "");
+    assert_eq!(world.assert_one_agent(), agent);
     world.leave_agents();
 }
 
@@ -341,6 +349,26 @@ fn an_unprotected_agent_is_not_doubled_and_is_stopped() {
     expect(&world, "./start_voice_system.sh", 0);
     assert_eq!(agent, [world.assert_one_agent()]);
     expect(&world, "./stop_voice_agent_safe.sh", 0);
+    world.assert_nothing_left();
+}
+
+/// As it stands there, in a terminal that is busy with it until it ends.
+#[test]
+fn an_unprotected_agent_in_the_foreground_is_seen_and_stopped() {
+    let world = world();
+    let line = format!("'{}' {}.py dev; exit 7", python().display(), world.family());
+    let terminal = Terminal::new(&world, &["/bin/bash", "-c", &line]);
+    until("the unprotected agent", || world.starts().len() == 1);
+    let agent = world.agents();
+    assert_eq!(agent.len(), 1, "{}", world.describe());
+    expect(&world, "./check_agent_running.sh", 1);
+    let said = expect(&world, "./start_voice_agent_safe.sh", 1);
+    assert!(said.contains(REFUSAL), "{said}");
+    assert_eq!(world.agents(), agent);
+    expect(&world, "./stop_voice_agent_safe.sh", 0);
+    // The terminal's shell is nobody of the agent's, and goes on.
+    let (code, said) = terminal.end();
+    assert_eq!(code, Some(7), "{said}");
     world.assert_nothing_left();
 }
 

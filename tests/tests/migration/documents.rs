@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use scenarios::document::script;
+use scenarios::document::script_that_counts_agents;
 use scenarios::surroundings::Room;
-use scenarios::{Program, World, binary, python, text};
+use scenarios::{Process, Program, World, all_processes, binary, python, text};
 
 use super::clone;
 
@@ -48,7 +48,7 @@ fn read(world: &World, name: &str) {
     let document = fs::read_to_string(clone().join("docs").join(name)).unwrap();
     // In a file: on its command line `pkill -f` would find the words it looks for.
     let file = world.path("reader.sh");
-    fs::write(&file, script(name, &document)).unwrap();
+    fs::write(&file, script_that_counts_agents(name, &document)).unwrap();
     let mut bash = world.command("bash");
     bash.arg(file).current_dir(clone());
     let output = world.run_command(bash);
@@ -58,9 +58,14 @@ fn read(world: &World, name: &str) {
         text(&output),
         world.describe()
     );
+    let left: Vec<_> = all_processes()
+        .iter()
+        .filter(|process| process.runs_agent("letta_voice_agent", None))
+        .map(Process::describe)
+        .collect();
     assert!(
-        fs::read("/tmp/letta_voice_agent.pid").is_err(),
-        "{name} leaves an agent behind\n{}",
+        left.is_empty() && fs::read("/tmp/letta_voice_agent.pid").is_err(),
+        "{name} leaves an agent behind: {left:?}\n{}",
         text(&output)
     );
 }

@@ -83,6 +83,13 @@ fn use_all(world: &World, mix: &str) {
     assert_ne!(restarted, [agent], "{mix}");
     run(Program::Stop, 0);
     world.assert_nothing_left();
+    // Nothing to end first.
+    run(Program::Restart, 0);
+    let restarted = world.agents();
+    assert_eq!(restarted.len(), 1, "{mix}\n{}", world.describe());
+    run(Program::Check, 1);
+    run(Program::Stop, 0);
+    world.assert_nothing_left();
     world.assert_no_overlap();
 }
 
