@@ -17,6 +17,7 @@ use crate::agent::Family;
 use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::readiness::compile;
+use crate::tracking_file::is_same;
 use crate::wrapper;
 
 /// What every environment variable of ours begins with.
@@ -327,18 +328,21 @@ impl Settings {
         } else {
             tracking("log")
         };
-        let mut guard_name = OsString::from("/tmp/.");
-        guard_name.push(family.name());
-        guard_name.push(".guard");
-
+        let pid_file = find(&options.pid_file, "PID_FILE")?;
+        let lock_file = find(&options.lock_file, "LOCK_FILE")?;
+        let log_file = find(&options.log_file, "LOG_FILE")?;
+        let written = [
+            shown_or(pid_file.as_ref(), "the PID file"),
+            shown_or(lock_file.as_ref(), "the startup lock"),
+            shown_or(log_file.as_ref(), "the log"),
+        ];
         let settings = Self {
             python: path(python),
             env_file,
-            pid_file: path(find(&options.pid_file, "PID_FILE")?).unwrap_or_else(|| tracking("pid")),
-            lock_file: path(find(&options.lock_file, "LOCK_FILE")?)
-                .unwrap_or_else(|| tracking("lock")),
-            guard_file: guard_name.into(),
-            log_file: path(find(&options.log_file, "LOG_FILE")?).unwrap_or(log_default),
+            pid_file: path(pid_file).unwrap_or_else(|| tracking("pid")),
+            lock_file: path(lock_file).unwrap_or_else(|| tracking("lock")),
+            guard_file: guard_of(&family),
+            log_file: path(log_file).unwrap_or(log_default),
             ready_pattern: ready_pattern(text(&options.ready_pattern, "READY_PATTERN")?)?,
             verify: seconds(
                 text(&options.verify_seconds, "VERIFY_SECONDS")?,
@@ -356,31 +360,49 @@ impl Settings {
             family,
             mode,
         };
-        settings.refuse_double_parts()?;
+        settings.refuse_double_parts(&written)?;
         Ok(settings)
     }
 
-    /// A file cannot be the PID file and the log at once.
-    fn refuse_double_parts(&self) -> Result<(), Failure> {
-        let parts = [
-            ("PID_FILE", &self.pid_file),
-            ("LOCK_FILE", &self.lock_file),
-            ("LOG_FILE", &self.log_file),
-        ];
-        for (at, (name, path)) in parts.iter().enumerate() {
-            if **path == self.guard_file || **path == self.project_dir.join(&self.script) {
+    /// A file cannot be the PID file and the log at once; and what is written,
+    /// emptied or removed cannot be what is read.
+    fn refuse_double_parts(&self, shown: &[String; 3]) -> Result<(), Failure> {
+        let files = [&self.pid_file, &self.lock_file, &self.log_file];
+        let env_files = match &self.env_file {
+            EnvFile::Configured(files) => files.clone(),
+            EnvFile::Default(file) => vec![file.clone()],
+        };
+        let script = self.project_dir.join(&self.script);
+        let config = self.config.as_ref().map(|config| config.path());
+        let read: Vec<(&Path, &str)> = [
+            (&*self.guard_file, "the guard"),
+            (&script, "the agent's script"),
+        ]
+        .into_iter()
+        .chain(env_files.iter().map(|file| (&**file, "an env file")))
+        .chain(
+            self.python
+                .iter()
+                .map(|file| (&**file, "the agent's Python")),
+        )
+        .chain(config.map(|file| (file, "the configuration")))
+        .collect();
+        for (at, (name, path)) in shown.iter().zip(files).enumerate() {
+            let is_read = read.iter().find(|(other, _)| is_same(path, other));
+            let is_written = shown[..at]
+                .iter()
+                .zip(files)
+                .find(|(_, other)| path == *other);
+            let what = match (is_read, is_written) {
+                (Some((_, what)), _) => Some(*what),
+                (None, other) => other.map(|(what, _)| what.as_str()),
+            };
+            if let Some(what) = what {
                 return Err(Failure::new(format!(
-                    "{PREFIX}{name} is {}, which has another part to play",
+                    "{name} is {}, which is also {what}",
                     path.display()
                 ))
                 .help("name a file of its own, or leave it out"));
-            }
-            if let Some((other, _)) = parts[..at].iter().find(|(_, other)| other == path) {
-                return Err(Failure::new(format!(
-                    "{PREFIX}{other} and {PREFIX}{name} name the same file {}",
-                    path.display()
-                ))
-                .help("name two files, or leave them out"));
             }
         }
         Ok(())
@@ -401,6 +423,17 @@ fn env_files(config: Option<&Config>, project_dir: &Path) -> Result<EnvFile, Fai
             .map(EnvFile::Configured),
         None => Ok(EnvFile::Default(project_dir.join(".env"))),
     }
+}
+
+fn shown_or(given: Option<&Given>, default: &str) -> String {
+    given.map_or_else(|| default.to_owned(), Given::shown_name)
+}
+
+fn guard_of(family: &Family) -> PathBuf {
+    let mut name = OsString::from("/tmp/.");
+    name.push(family.name());
+    name.push(".guard");
+    name.into()
 }
 
 fn in_tmp(family: &Family, extension: &str) -> PathBuf {

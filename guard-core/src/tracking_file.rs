@@ -53,6 +53,17 @@ impl FileId {
     }
 }
 
+/// Is `written`, which is never followed if it is a link, the plain file that is
+/// read as `read`?
+#[must_use]
+pub fn is_same(written: &Path, read: &Path) -> bool {
+    match rustix::fs::lstat(written) {
+        Ok(one) if Oddity::of(&one).is_some() => false,
+        Ok(one) => rustix::fs::stat(read).is_ok_and(|other| FileId::of(&one) == FileId::of(&other)),
+        Err(_) => written == read,
+    }
+}
+
 /// What lies where a plain file is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Oddity {

@@ -240,6 +240,38 @@ fn what_a_part_is_made_of_is_neither_cleaned_nor_used_as_a_log() {
     system.run("start_voice_system.sh", &["--check-config"], 0);
 }
 
+#[test]
+fn an_agents_own_file_is_not_written_as_another() {
+    for (variable, program) in [
+        ("LOG_FILE", "start_voice_agent_safe.sh"),
+        ("PID_FILE", "stop_voice_agent_safe.sh"),
+        ("LOCK_FILE", "check_agent_running.sh"),
+    ] {
+        for (named, file, what) in [
+            (".env", ".env", "an env file"),
+            ("./hard-link", ".env", "an env file"),
+            (
+                "voice-system.toml",
+                "voice-system.toml",
+                "the configuration",
+            ),
+        ] {
+            let mut system = System::new().with("# nothing else");
+            let path = system.world.project().join(file);
+            fs::write(&path, "# precious\n").unwrap();
+            if named.contains("link") {
+                fs::hard_link(&path, system.world.project().join(named)).unwrap();
+            }
+            system.world.set(format!("VOICE_GUARD_{variable}"), named);
+            let said = system.run(program, &[], 1);
+            let begins = format!("VOICE_GUARD_{variable} is ");
+            let ends = format!("which is also {what}");
+            assert!(said.contains(&begins) && said.contains(&ends), "{said}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "# precious\n");
+        }
+    }
+}
+
 // --- ports
 
 #[test]

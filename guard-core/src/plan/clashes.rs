@@ -2,7 +2,6 @@
 //! ports, and the files that a part is made of.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -13,6 +12,7 @@ use crate::config::{CompanionTable, PortValue};
 use crate::failure::Failure;
 use crate::http::HttpUrl;
 use crate::settings::{EnvFile, Settings};
+use crate::tracking_file::is_same;
 
 /// A file that somebody needs, and what it is, in words.
 struct Needed(PathBuf, String);
@@ -148,7 +148,7 @@ impl Resolver<'_> {
             }
             others
                 .iter()
-                .find(|Needed(path, _)| same_file(log, path))
+                .find(|Needed(path, _)| is_one_file(log, path))
                 .map(|Needed(_, what)| format!("the log {} is also {what}", log.display()))
         };
         let help = "name a file that nobody else uses";
@@ -264,17 +264,11 @@ impl Companion {
     }
 }
 
-/// Do these paths lead to one file, be it there already or not?
-fn same_file(one: &Path, other: &Path) -> bool {
-    if one == other {
-        return true;
-    }
-    if let (Ok(one), Ok(other)) = (fs::metadata(one), fs::metadata(other)) {
-        return (one.dev(), one.ino()) == (other.dev(), other.ino());
-    }
+/// As `is_same`; two that are not there yet may be called by different names.
+fn is_one_file(log: &Path, other: &Path) -> bool {
     let place = |path: &Path| {
         let folder = fs::canonicalize(path.parent()?).ok()?;
         Some(folder.join(path.file_name()?))
     };
-    place(one).is_some_and(|one| place(other) == Some(one))
+    is_same(log, other) || place(log).is_some_and(|log| place(other) == Some(log))
 }
