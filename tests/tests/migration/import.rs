@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use scenarios::{Program, World, left_out, python, text};
+use scenarios::surroundings::Room;
+use scenarios::{Program, World, all_processes, left_out, python, text};
 use serde_json::Value;
 
 use super::{NOTHING, clone, expect, expect_of, migrate, names, old_folder};
@@ -133,24 +134,37 @@ fn a_whole_stack_is_imported() {
     assert_eq!(demo["log"], "/tmp/demo_server.log");
 }
 
-/// With what it names in its place, the programs take the file as it is.
-#[test]
-fn the_programs_accept_what_is_imported() {
+/// What the stack's scripts name, as stand-ins that can be run, and its file imported.
+fn furnished_stack() -> World {
     let mut world = stack();
-    let executable = |path: PathBuf| {
+    let executable = |path: PathBuf, text: &str| {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    for command in ["pg_isready", "sudo"] {
-        executable(world.path("bin").join(command));
-    }
-    executable(world.path("home/bin/start_letta.sh"));
-    executable(world.project().join("livekit/livekit-server"));
-    for file in [".env", "letta_voice_agent_optimized.py"] {
-        fs::write(world.project().join(file), "").unwrap();
-    }
-    let path = format!("{}:/usr/bin:/bin", world.path("bin").display());
+    let web = |port: u16| format!("exec python3 -m http.server --bind 127.0.0.1 {port}");
+    let bin = world.path("bin");
+    let up = world.path("postgresql-is-up");
+    let up = up.display();
+    executable(bin.join("pg_isready"), &format!("test -e {up}"));
+    executable(bin.join("sudo"), &format!("test \"$1\" = -n && touch {up}"));
+    executable(world.path("home/bin/start_letta.sh"), &web(8283));
+    executable(world.project().join("livekit/livekit-server"), &web(7880));
+    fs::write(world.project().join(".env"), "").unwrap();
+    fs::write(
+        world.project().join("cors_proxy_server.py"),
+        "import http.server\n\
+         http.server.test(http.server.SimpleHTTPRequestHandler, port=9000, bind='127.0.0.1')\n",
+    )
+    .unwrap();
+    fs::create_dir(world.project().join("logs")).unwrap();
+    fs::copy(
+        world.script(),
+        world.project().join("letta_voice_agent_optimized.py"),
+    )
+    .unwrap();
+    let interpreters = python().parent().unwrap();
+    let path = format!("{}:{}:/usr/bin:/bin", bin.display(), interpreters.display());
     world.set("PATH", path);
     for name in [
         "AGENT_SCRIPT",
@@ -167,13 +181,20 @@ fn the_programs_accept_what_is_imported() {
     let interpreter = python().to_str().unwrap();
     let file = file.replace("/srv/voice/.venv/bin/python3", interpreter);
     fs::write(target(&world), file).unwrap();
-    let mut check = world.program(Program::System);
+    world
+}
+
+/// With what it names in its place, the programs take the file as it is.
+#[test]
+fn the_programs_accept_what_is_imported() {
+    let world = furnished_stack();
     fs::remove_file(world.link(Program::System)).unwrap();
     symlink(
         scenarios::binary(Program::System),
         world.link(Program::System),
     )
     .unwrap();
+    let mut check = world.program(Program::System);
     check.arg("--check-config");
     let said = expect_of(&world, check, 0);
     for part in ["postgresql", "letta", "livekit", "cors-proxy", "demo"] {
@@ -182,6 +203,63 @@ fn the_programs_accept_what_is_imported() {
     assert!(
         said.contains("agent: letta_voice_agent_optimized.py dev; needs livekit, letta"),
         "{said}"
+    );
+}
+
+/// And start it: every part, once, each where the old scripts had it.
+#[test]
+fn an_imported_stack_is_started_kept_and_stopped() {
+    let room = Room::new().tmpfs("/tmp", "mode=1777").keep(clone());
+    room.own_network().enter(
+        "import::an_imported_stack_is_started_kept_and_stopped",
+        || {
+            let mut world = furnished_stack();
+            let runtime = world.path("run");
+            fs::create_dir(&runtime).unwrap();
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
+            world.set("XDG_RUNTIME_DIR", &runtime);
+            // A taken port: the demo goes where the old restart put it.
+            let taken = std::net::TcpListener::bind("0.0.0.0:8888").unwrap();
+            expect(
+                &world,
+                "switch",
+                &["start_voice_system", "stop_voice_system"],
+                0,
+            );
+            let agents = || -> Vec<u32> {
+                all_processes()
+                    .iter()
+                    .filter(|process| process.runs_agent("letta_voice_agent", None))
+                    .map(|process| process.pid)
+                    .collect()
+            };
+            world.expect(Program::System, 0);
+            let first = agents();
+            assert_eq!(first.len(), 1, "{}", world.describe());
+            for port in [8283, 7880, 9000, 8899] {
+                assert!(
+                    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(),
+                    "nobody listens on {port}"
+                );
+            }
+            let names: Vec<_> = fs::read_dir(world.project().join("logs"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            assert!(names.contains(&"voice_agent.log".into()), "{names:?}");
+            for log in ["livekit.log", "letta_server.log", "cors_proxy.log"] {
+                assert!(Path::new("/tmp").join(log).exists(), "{log}");
+            }
+            world.expect(Program::System, 0);
+            assert_eq!(agents(), first);
+            let mut status = world.program(Program::System);
+            status.arg("--status");
+            expect_of(&world, status, 0);
+            world.expect(Program::StopSystem, 0);
+            assert!(agents().is_empty());
+            assert!(world.processes().is_empty(), "{}", world.describe());
+            drop(taken);
+        },
     );
 }
 
