@@ -144,6 +144,7 @@ impl Probe {
     /// It was answered, but by somebody else: asks again, a little later.
     pub fn is_not_it(&mut self, why: String) {
         self.why_not = why;
+        self.asked = true;
         self.next = Instant::now() + STRANGER_PAUSE;
         if let Question::Net { at, exchange, .. } = &mut self.question {
             *exchange = None;

@@ -137,7 +137,11 @@ fn survey(
             member.companion().ready,
             Ready::Http { .. } | Ready::Command(_)
         );
-        let ready = *ready && (runs || !own || proves_itself);
+        let stranger = match ready {
+            true => troop.stranger_on_port(member)?,
+            false => None,
+        };
+        let ready = *ready && stranger.is_none() && (runs || !own || proves_itself);
         if ready {
             part.state = PartState::Ready.name();
         } else {
@@ -149,7 +153,8 @@ fn survey(
             let why = if own && !runs {
                 "not running".to_owned()
             } else {
-                format!("not ready: {}", probe.why_not())
+                let why = stranger.as_deref().unwrap_or(probe.why_not());
+                format!("not ready: {why}")
             };
             part.error = Some(why);
         }

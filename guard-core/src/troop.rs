@@ -164,6 +164,14 @@ impl Troop {
         reading.map_err(|error| proc_failure(&error))
     }
 
+    /// Who serves the port of a member instead of it, as far as can be seen.
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn stranger_on_port(&self, member: &Member) -> Result<Option<String>, Failure> {
+        member.stranger_on_port(&self.readings)
+    }
+
     /// The agent is up: what needs it may begin.
     pub fn agent_is_up(&mut self) {
         self.agent_is_up = true;

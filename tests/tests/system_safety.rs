@@ -346,6 +346,47 @@ fn a_stranger_on_the_port_does_not_make_a_part_ready() {
     let why = format!("port {port} is served by PID {} (", std::process::id());
     assert!(said.contains(&why), "{said}");
     assert!(system.running("one").is_empty());
+    // Nor one that was there before.
+    let system = System::new().with("[agent]\nneeds = [\"one\"]").part(
+        "one",
+        port,
+        "log",
+        &format!("ready = {{ port = {port} }}\ndeadline_seconds = 0.3"),
+    );
+    let mut by_hand = system.world.command(python());
+    by_hand
+        .args(["part.py", &port.to_string(), "log"])
+        .arg(format!("starts={}", system.starts_file("one").display()));
+    let mut by_hand = Stranger::of(by_hand);
+    let object = system.json("start_voice_system.sh", &["--status"], 1);
+    let error = part(&object, "one")["error"].as_str().unwrap();
+    assert!(error.contains(&why), "{error}");
+    let said = system.run("start_voice_system.sh", &[], 1);
+    assert!(said.contains(&why), "{said}");
+    assert!(
+        said.contains(&format!(
+            "port {port} is taken by PID {} (",
+            std::process::id()
+        )),
+        "{said}"
+    );
+    by_hand.wait();
+    // One that is only looked at is not waited for.
+    let system = System::new().with("[agent]\nneeds = [\"one\"]").part(
+        "one",
+        port,
+        "log",
+        &format!("ready = {{ port = {port} }}\non_start = \"manual\""),
+    );
+    let mut by_hand = system.world.command(python());
+    by_hand
+        .args(["part.py", &port.to_string(), "log"])
+        .arg(format!("starts={}", system.starts_file("one").display()));
+    let mut by_hand = Stranger::of(by_hand);
+    let said = system.run("start_voice_system.sh", &[], 1);
+    assert!(said.contains(&format!("it is not ready: {why}")), "{said}");
+    by_hand.assert_lives();
+    drop(by_hand);
     // A child of its own that listens is no stranger.
     let port = free_port();
     let system = System::new().with(&format!(

@@ -18,7 +18,7 @@ use crate::errand::{Errand, Overdue, Surroundings};
 use crate::failure::Failure;
 use crate::log_file::{AgentLog, LogError};
 use crate::plan::{Job, Ready, put_in};
-use crate::port_owner::{holder_of, holds, listeners, name_holders};
+use crate::port_owner::{listeners, name_holders};
 use crate::probe::Probe;
 use crate::process_details::age_of;
 use crate::process_table::ProcessTable;
@@ -137,14 +137,22 @@ impl Member {
             return Ok(());
         }
         if probe.step() {
-            self.origin = if deadline.is_some() && matches!(self.companion.job, Job::Managed { .. })
-            {
-                Origin::Started
-            } else {
-                Origin::Reused
+            let patient = deadline.is_some();
+            let Some(stranger) = self.stranger_on_port(context.readings)? else {
+                self.origin = if patient && matches!(self.companion.job, Job::Managed { .. }) {
+                    Origin::Started
+                } else {
+                    Origin::Reused
+                };
+                return self.become_ready();
             };
-            return self.become_ready();
+            if let State::Asking(probe, _) = &mut self.state {
+                probe.is_not_it(stranger);
+            }
         }
+        let State::Asking(probe, deadline) = &mut self.state else {
+            return Ok(());
+        };
         let why = probe.why_not().to_owned();
         match deadline {
             Some(deadline) if !deadline.passed() => return Ok(()),
@@ -371,7 +379,7 @@ impl Member {
             return Ok(());
         };
         if probe.step() {
-            let Some(stranger) = self.stranger_on_port(context)? else {
+            let Some(stranger) = self.stranger_on_port(context.readings)? else {
                 return self.become_ready();
             };
             if let State::Starting { probe, .. } = &mut self.state {
@@ -398,38 +406,6 @@ impl Member {
             self.state = State::going_down(Then::Fail);
         }
         Ok(())
-    }
-
-    /// Who serves the port by which it would be ready, if that is nobody of its
-    /// own: it was free when it was chosen, but may have been taken since. `None`
-    /// also if that cannot be seen.
-    fn stranger_on_port(&self, context: &Context<'_>) -> Result<Option<String>, Failure> {
-        let (Ready::Port(fixed), Some(process)) = (&self.companion.ready, &self.process) else {
-            return Ok(None);
-        };
-        let Some(port) = fixed.or(self.port) else {
-            return Ok(None);
-        };
-        let listening =
-            listeners(port).map_err(|error| cannot("read", Path::new("/proc/net/tcp"), &error))?;
-        if listening.is_empty() || holds(process.pid, &listening) != Some(false) {
-            return Ok(None);
-        }
-        let scene = self.scene_since(context.readings, Instant::now())?;
-        let kin = scene.gather(
-            Some(process.pid),
-            KinOf::Everyone,
-            &mut Strangers::default(),
-        )?;
-        let of_its_own = kin
-            .relatives
-            .iter()
-            .any(|relative| holds(relative.identity.pid, &listening) != Some(false));
-        if of_its_own {
-            return Ok(None);
-        }
-        Ok(holder_of(&scene.table, &listening)
-            .map(|holder| format!("port {port} is served by {holder}")))
     }
 
     /// How the watched process has ended, if it has; nobody can tell if it was

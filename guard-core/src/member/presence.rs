@@ -3,6 +3,7 @@
 use super::{AgeAndMemory, Found, Member, Mess, Ours, Process};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::agent::Mark;
@@ -12,12 +13,12 @@ use crate::failure::Failure;
 use crate::log_file::AgentLog;
 use crate::pid_file::Tracking;
 use crate::plan::{Job, Ready};
-use crate::port_owner::{holds, listeners};
+use crate::port_owner::{holder_of, holds, listeners};
 use crate::probe::Probe;
 use crate::process_details::{age_of, memory_of};
 use crate::process_table::{Identity, Pid, ProcessTable, split_arguments};
 use crate::reading::Readings;
-use crate::scene::{Scene, proc_failure};
+use crate::scene::{Scene, cannot, proc_failure};
 use crate::sighting::{KinOf, Strangers};
 
 impl Member {
@@ -119,6 +120,41 @@ impl Member {
             age: age_of(&scene.table, pid).map_err(|error| proc_failure(&error))?,
             memory: memory_of(pids.into_iter()),
         })
+    }
+
+    /// Who serves the port by which it would be ready, if that is nobody of its
+    /// own: it was free when it was chosen, but may have been taken since. `None`
+    /// also if that cannot be seen.
+    ///
+    /// # Errors
+    /// When its processes cannot be looked at.
+    pub fn stranger_on_port(&self, readings: &Readings) -> Result<Option<String>, Failure> {
+        let (Ready::Port(fixed), Some(process)) = (&self.companion.ready, &self.process) else {
+            return Ok(None);
+        };
+        let Some(port) = fixed.or(self.port) else {
+            return Ok(None);
+        };
+        let listening =
+            listeners(port).map_err(|error| cannot("read", Path::new("/proc/net/tcp"), &error))?;
+        if listening.is_empty() || holds(process.pid, &listening) != Some(false) {
+            return Ok(None);
+        }
+        let scene = self.scene_since(readings, Instant::now())?;
+        let kin = scene.gather(
+            Some(process.pid),
+            KinOf::Everyone,
+            &mut Strangers::default(),
+        )?;
+        let of_its_own = kin
+            .relatives
+            .iter()
+            .any(|relative| holds(relative.identity.pid, &listening) != Some(false));
+        if of_its_own {
+            return Ok(None);
+        }
+        Ok(holder_of(&scene.table, &listening)
+            .map(|holder| format!("port {port} is served by {holder}")))
     }
 
     /// A question whether it is ready.
