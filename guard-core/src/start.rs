@@ -31,7 +31,6 @@ use crate::settings::{EnvFile, Interpreter, Settings};
 use crate::sighting::{Agent, KinOf, Strangers};
 use crate::signals::{Interruption, Interruptions, ignored_signals};
 use crate::startup_lock::{HeldStartupLock, LockVerdict, Starter};
-use crate::supervision::is_booted_by_systemd;
 use crate::terminate::{Impatience, end, is_dead};
 use crate::tracking_file;
 use crate::vigil::{Vigil, Woken};
@@ -56,15 +55,6 @@ pub(crate) const LAST_LINES: usize = 20;
 /// When something that a start needs is missing or cannot be used.
 pub fn start(settings: &Settings, report: &mut Report) -> Result<Outcome, Failure> {
     let scene = Scene::open(settings)?;
-    // One of ours beside a unit that waits to start again would be refused by it,
-    // and not supervised. systemd is asked only if no agent is proven to run.
-    if is_booted_by_systemd()
-        && !matches!(scene.tracking()?, Tracking::Running(_))
-        && let [unit, ..] = hand_over::about_to_start(&scene).as_slice()
-    {
-        report.refused(&Refusal::Supervised(unit));
-        return Ok(Outcome::Refused);
-    }
     let Some(guard) = guard_or_refusal(&scene, report)? else {
         return Ok(Outcome::Refused);
     };
@@ -114,6 +104,15 @@ pub(crate) fn start_under_guard<'a>(
         let agent = scene.describe(identity.pid)?;
         report.agents(agent.as_slice(), Some(identity.pid));
         scene.report_ending(agent.as_slice(), report);
+        return Ok(Brought::Not(Outcome::Refused));
+    }
+    // One of ours beside a unit that is about to start its own would be refused by
+    // it, and not supervised. Asked after that look: an agent that it has still
+    // seen may be dead by now.
+    if attendant.is_none()
+        && let [unit, ..] = hand_over::about_to_start(scene).as_slice()
+    {
+        report.refused(&Refusal::Supervised(unit));
         return Ok(Brought::Not(Outcome::Refused));
     }
     match take_startup_lock(scene, guard, report)? {

@@ -52,7 +52,8 @@ pub(crate) fn start_agent(
     if let Some(outcome) = start_by_unit(settings, vigil, report)? {
         return Ok(outcome);
     }
-    with_guard(settings, vigil, report, |scene, guard, vigil, report| {
+    let mut waiting = None;
+    let outcome = with_guard(settings, vigil, report, |scene, guard, vigil, report| {
         let tracked = tracked(scene)?;
         let sighting = scene.look(tracked)?;
         let ending = scene.ending(&sighting.agents);
@@ -67,6 +68,11 @@ pub(crate) fn start_agent(
             }
             _ if !sighting.unseen.is_empty() => Ok(cannot_tell(&sighting, report)),
             [] => {
+                // Its starter needs the guard.
+                waiting = hand_over::about_to_start(scene).into_iter().next();
+                if waiting.is_some() {
+                    return Ok(Outcome::Asked);
+                }
                 if !sighting.orphans.is_empty()
                     && let Some(outcome) =
                         clear_orphans(scene, tracked, KinOf::Orphans, vigil, report)?
@@ -92,7 +98,18 @@ pub(crate) fn start_agent(
                 })
             }
         }
-    })
+    })?;
+    let Some(unit) = waiting else {
+        return Ok(outcome);
+    };
+    // One that waits to start again is started now.
+    hand_over::start_waiting(&unit)?;
+    Ok(
+        match hand_over::verified(&Scene::open(settings)?, report)? {
+            Some(_) => Outcome::Started,
+            None => Outcome::Failed,
+        },
+    )
 }
 
 /// Stops everything and starts one agent; nobody slips in between.
@@ -189,8 +206,8 @@ pub(crate) fn restart_agent(
     })
 }
 
-/// What the system start does about units: one that waits to start again is
-/// started now, and duplicates beside one go by systemd. `None`: nothing of that.
+/// What the system start does about units with agents: duplicates beside one go by
+/// systemd. `None`: nothing of that.
 fn start_by_unit(
     settings: &Settings,
     vigil: &mut Vigil,
@@ -202,18 +219,7 @@ fn start_by_unit(
     let scene = Scene::open(settings)?;
     let tracked = tracked(&scene)?;
     let agents = scene.look(tracked)?.agents;
-    if agents.is_empty() {
-        let waiting = hand_over::about_to_start(&scene);
-        let Some(unit) = waiting.first() else {
-            return Ok(None);
-        };
-        hand_over::start_waiting(unit)?;
-        return Ok(Some(match hand_over::verified(&scene, report)? {
-            Some(_) => Outcome::Started,
-            None => Outcome::Failed,
-        }));
-    }
-    if agents.len() == 1 || agents.iter().all(|agent| agent.unit.is_none()) {
+    if agents.len() < 2 || agents.iter().all(|agent| agent.unit.is_none()) {
         return Ok(None);
     }
     let units = hand_over::units(&scene, Verb::Restart)?;

@@ -818,6 +818,10 @@ fn while_the_last_agents_workers_are_ended_systemd_is_asked() {
     assert!(said.contains("Already running or locked"), "{said}");
     let agent = another_agent(&sandbox, UNIT, agent);
     assert_eq!(property(&sandbox, UNIT, "Result"), "success");
+    // Brought up by systemd all the same.
+    killed(agent, "/srv/agent/start_voice_system.sh", 0);
+    let agent = one_agent(&sandbox);
+    assert_eq!(property(&sandbox, UNIT, "ActiveState"), "active");
     killed(agent, "/srv/agent/stop_voice_agent_safe.sh", 0);
     // It says how its agent has died, and does not come back.
     assert_eq!(property(&sandbox, UNIT, "SubState"), "failed");
