@@ -537,7 +537,7 @@ fn a_wrapper_of_the_owners_is_an_original_and_is_kept() {
         fs::read_to_string(world.link(Program::Start)).unwrap()
     };
     let (head, last) = ours.split_at(ours.find("export").unwrap());
-    for script in [
+    for (number, script) in [
         format!("#!/bin/sh\nexport VOICE_GUARD_ENV_FILE=/srv/keys.env\nexec '{program}' \"$@\"\n"),
         format!("#!/bin/bash\nexec {program} \"$@\"\n"),
         format!("#!/bin/sh\nVOICE_GUARD_ENV_FILE=/srv/keys.env exec '{program}' \"$@\"\n"),
@@ -546,20 +546,24 @@ fn a_wrapper_of_the_owners_is_an_original_and_is_kept() {
         format!("{ours}# mine\n"),
         ours.replace(" exec ", " VOICE_GUARD_ENV_FILE=/srv/keys.env exec "),
         ours.replace(" exec '", " exec nice '"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         fs::write(world.link(Program::Start), &script).unwrap();
         let _ = fs::remove_file(kept(&world, Program::Start));
         age(&world.link(Program::Start));
         let before = Original::read(&world.link(Program::Start));
-        for arguments in [&["--all"][..], &["--all", "--wrapper"]] {
-            expect(&world, "switch", arguments, 0);
-            assert_eq!(
-                Original::read(&kept(&world, Program::Start)),
-                before,
-                "{script}"
-            );
-        }
-        expect(&world, "back", &["--all"], 0);
+        let sort: &[&str] = if number % 2 == 0 {
+            NOTHING
+        } else {
+            &["--wrapper"]
+        };
+        let name = &["start_voice_agent_safe"];
+        expect(&world, "switch", &[name, sort].concat(), 0);
+        let kept = Original::read(&kept(&world, Program::Start));
+        assert_eq!(kept, before, "{script}");
+        expect(&world, "back", name, 0);
         assert_eq!(Original::read(&world.link(Program::Start)), before);
     }
     // Ours is ours, also for programs elsewhere.

@@ -50,6 +50,14 @@ fn typed(world: &World, line: &str) -> Command {
     command
 }
 
+/// Starts are in progress until this file is there, however slow this machine is.
+fn hold_back(world: &mut World) -> std::path::PathBuf {
+    let ready = world.path("ready");
+    world.set("TEST_AGENT_READY_FILE", &ready);
+    world.set("VOICE_GUARD_VERIFY_SECONDS", "60");
+    ready
+}
+
 #[track_caller]
 fn expect(world: &World, line: &str, code: i32) -> String {
     let output = type_line(world, line);
@@ -68,7 +76,7 @@ fn expect(world: &World, line: &str, code: i32) -> String {
 #[test]
 fn the_second_terminal_is_refused_while_the_first_is_starting() {
     let mut world = world();
-    world.set("TEST_AGENT_READY_DELAY", "1");
+    let ready = hold_back(&mut world);
     let mut first_terminal = typed(&world, "./start_voice_agent_safe.sh")
         .stdout(Stdio::null())
         .spawn()
@@ -82,6 +90,7 @@ fn the_second_terminal_is_refused_while_the_first_is_starting() {
         "the first was still starting"
     );
 
+    std::fs::write(ready, "").unwrap();
     assert!(first_terminal.wait().unwrap().success());
     let agent = world.assert_one_agent();
     assert_eq!(world.starts(), [agent]);
@@ -303,7 +312,7 @@ fn removing_both_files_makes_no_duplicate_possible() {
 #[test]
 fn removing_the_lock_during_a_start_makes_no_duplicate_possible() {
     let mut world = world();
-    world.set("TEST_AGENT_READY_DELAY", "0.7");
+    let ready = hold_back(&mut world);
     let mut first = typed(&world, "./start_voice_agent_safe.sh")
         .stdout(Stdio::null())
         .spawn()
@@ -312,6 +321,7 @@ fn removing_the_lock_during_a_start_makes_no_duplicate_possible() {
     expect(&world, "rm -f /tmp/letta_voice_agent.lock", 0);
     let said = expect(&world, "./start_voice_agent_safe.sh", 1);
     assert!(said.contains(REFUSAL), "{said}");
+    std::fs::write(ready, "").unwrap();
     assert!(first.wait().unwrap().success());
     let agent = world.assert_one_agent();
     assert_eq!(world.starts(), [agent]);

@@ -307,7 +307,10 @@ fn by_hand_the_first_start_works_and_the_stop_ends_it() {
 fn by_hand_a_second_terminal_is_refused_while_the_first_is_starting() {
     for way in WAYS {
         let mut terminals = Terminals::new(way);
-        terminals.world.set("TEST_AGENT_READY_DELAY", "0.5");
+        // Until the second has ended, however slow this machine is.
+        let ready = terminals.world.path("ready");
+        terminals.world.set("TEST_AGENT_READY_FILE", &ready);
+        terminals.world.set("VOICE_GUARD_VERIFY_SECONDS", "60");
         let world = &terminals.world;
         let line = terminals.line(Program::Start);
         let first = Terminal::new(world, &["/bin/sh", "-c", &line]);
@@ -317,6 +320,7 @@ fn by_hand_a_second_terminal_is_refused_while_the_first_is_starting() {
         assert_eq!(code, Some(1), "{way:?}: {said}");
         assert!(said.contains(REFUSAL), "{way:?}: {said}");
         assert!(world.lock_file().exists(), "the first was still starting");
+        fs::write(ready, "").unwrap();
         let (code, said) = first.end();
         assert_eq!(code, Some(0), "{way:?}: {said}");
         assert!(!said.contains(REFUSAL), "{way:?}: {said}");
