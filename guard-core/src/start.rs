@@ -774,3 +774,21 @@ impl Start<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_inherit_nothing_that_is_told_to_this_program_alone() {
+        let told = [
+            "PATH",
+            "VOICE_GUARD_CALLED_AS",
+            "VOICE_GUARD_MARK",
+            "VOICE_GUARD_PROJECT_DIR",
+        ]
+        .map(|name| (OsString::from(name), OsString::from("x")));
+        let inherited: Vec<_> = without_our_own(told).map(|(name, _)| name).collect();
+        assert_eq!(inherited, ["PATH", "VOICE_GUARD_PROJECT_DIR"]);
+    }
+}

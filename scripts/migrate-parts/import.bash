@@ -330,10 +330,11 @@ parse_command() {
     fi
 }
 
-# Is what parse_command has read so far no program?
+# Is what parse_command has read so far no program, or one that writes a line into a
+# file at most?
 only_empties() {
     case ${COMMAND_WORDS%%$'\n'*} in
-        '' | : | true | echo | printf) ;;
+        '' | : | true | echo | printf | cat | date | touch | truncate) ;;
         *) return 1 ;;
     esac
 }

@@ -606,6 +606,7 @@ cat <<END
 nohup ./not-this-one > /tmp/livekit.log 2>&1 &
 END
 : > /tmp/livekit.log && echo emptied
+cat /dev/null > /tmp/letta_server.log; date >> /tmp/cors_proxy.log
 cd "$LIVEKIT_DIR" || exit 1
 nohup ./livekit-server --dev \
     --bind 0.0.0.0 --config "$PROJECT_DIR/lk.yaml" \
@@ -621,7 +622,7 @@ cd web && nohup > /tmp/demo_server.log python3 -m http.server $DEMO_PORT 2>&1 &"
     assert!(!said.contains("could not be translated"), "{said}");
     let text = fs::read_to_string(target(&world)).unwrap();
     assert!(
-        text.contains("# start_voice_system.sh:13\n"),
+        text.contains("# start_voice_system.sh:14\n"),
         "the first line's number\n{text}"
     );
     let Some(file) = file else { return };
