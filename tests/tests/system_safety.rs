@@ -12,7 +12,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::process::{Child, ChildStdout, Stdio};
-use std::time::Instant;
 
 use rustix::process::Signal;
 use scenarios::surroundings::{self, OtherUser, Stranger};
@@ -75,7 +74,7 @@ fn a_command_that_has_become_root_holds_nothing_up() {
     // Past its deadline.
     configure(&format!(
         "[[companion]]\nname = \"db\"\ncheck = [\"false\"]\n\
-         start = [{sudo}, \"sleep\", \"1000\"]\ndeadline_seconds = 0.3\n[agent]\nneeds = [\"db\"]"
+         start = [{sudo}, \"sleep\", \"1000\"]\ndeadline_seconds = 0.8\n[agent]\nneeds = [\"db\"]"
     ));
     let output = surroundings::run(&system.world, start());
     let said = text(&output);
@@ -85,7 +84,7 @@ fn a_command_that_has_become_root_holds_nothing_up() {
     };
     assert!(
         said.contains(&format!(
-            "not done within 0.3 s, and goes on as PID {pid}, which this user may not end"
+            "not done within 0.8 s, and goes on as PID {pid}, which this user may not end"
         )),
         "{said}"
     );
@@ -102,7 +101,7 @@ fn a_command_that_has_become_root_holds_nothing_up() {
     // A companion of ours that is not ready, and cannot be ended.
     configure(&format!(
         "[agent]\nneeds = [\"one\"]\n[[companion]]\nname = \"one\"\ncommand = [{sudo}, \"sleep\", \"1000\"]\n\
-         deadline_seconds = 0.3\nready = {{ port = {} }}",
+         deadline_seconds = 0.8\nready = {{ port = {} }}",
         free_port()
     ));
     let output = surroundings::run(&system.world, start());
@@ -331,21 +330,26 @@ fn a_stranger_on_the_port_does_not_make_a_part_ready() {
         "one",
         port,
         "delay=1000",
-        "deadline_seconds = 1",
+        "deadline_seconds = 1000",
     );
-    let child = system
+    let mut child = system
         .command("start_voice_system.sh", &[])
-        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     until("it to be born", || !system.running("one").is_empty());
-    let _taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    taken.set_nonblocking(true).unwrap();
     let why = format!("port {port} is served by PID {} (", std::process::id());
-    assert!(said.contains(&why), "{said}");
-    assert!(system.running("one").is_empty());
+    // Asked, and asked again: the first answer has not been believed.
+    for _ in 0..2 {
+        until("it to be asked", || taken.accept().is_ok());
+    }
+    let status = system.json("start_voice_system.sh", &["--status"], 1);
+    let error = part(&status, "one")["error"].as_str().unwrap();
+    assert!(error.contains(&why), "{error}");
+    system.world.signal(child.id(), Signal::INT);
+    assert!(!end_of(&mut child).success());
+    assert!(system.running("one").is_empty() && system.world.agents().is_empty());
     // Nor one that was there before.
     let system = System::new().with("[agent]\nneeds = [\"one\"]").part(
         "one",
@@ -468,10 +472,8 @@ fn an_emptied_log_does_not_make_a_part_unready() {
     // As logrotate's copytruncate does.
     fs::write(&log, "").unwrap();
     system.json("start_voice_system.sh", &["--status"], 0);
-    let begun = Instant::now();
     system.start();
     assert_eq!(system.assert_one("one"), pid);
-    assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
     // Nor for those who have another runtime folder.
     let other = system.world.path("run-of-another-session");
     fs::create_dir(&other).unwrap();

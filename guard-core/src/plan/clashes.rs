@@ -194,11 +194,7 @@ impl Resolver<'_> {
             let Some(port) = companion.fixed_port() else {
                 continue;
             };
-            let ours = |companion: &Companion| matches!(companion.job, Job::Own(_));
-            let other = fixed
-                .iter()
-                .find(|(taken, other)| *taken == port && (ours(companion) || ours(other)));
-            if let Some((_, other)) = other {
+            if let Some((_, other)) = fixed.iter().find(|(taken, _)| *taken == port) {
                 return Err(self
                     .wrong(
                         &table.name,
@@ -253,10 +249,11 @@ impl Resolver<'_> {
 }
 
 impl Companion {
-    /// The one port that it can have, if it has one and no choice.
+    /// The one port that its process can have, if it has one and no choice. What
+    /// others run may be looked at by several.
     #[must_use]
     pub fn fixed_port(&self) -> Option<u16> {
-        if self.ports.len() > 1 {
+        if self.ports.len() > 1 || !matches!(self.job, Job::Own(_)) {
             None
         } else {
             self.first_port()
