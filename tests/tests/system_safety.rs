@@ -14,7 +14,7 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::process::{Child, ChildStdout, Stdio};
 
 use rustix::process::Signal;
-use scenarios::surroundings::{self, OtherUser, Stranger};
+use scenarios::surroundings::{self, OtherUser, Room, Stranger};
 use scenarios::system::{System, free_port, part};
 use scenarios::{World, available, python, text, until};
 
@@ -565,6 +565,14 @@ fn what_is_needed_through_a_part_that_stays_goes_down_last() {
 
 #[test]
 fn one_that_cannot_be_ended_does_not_keep_the_others_up() {
+    // Elsewhere workers of root without parent, of other tests, are in a user's way.
+    Room::new().enter(
+        "one_that_cannot_be_ended_does_not_keep_the_others_up",
+        stop_with_one_that_cannot_be_ended,
+    );
+}
+
+fn stop_with_one_that_cannot_be_ended() {
     let Some(user) = OtherUser::nobody("a part that becomes root") else {
         return;
     };
