@@ -12,7 +12,7 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -432,8 +432,8 @@ impl Room {
         }
         command
             .arg("--")
-            .arg(test)
-            .args(["--exact", name, "--nocapture"]);
+            .arg(&test)
+            .args(["--exact", &path_of_test(&test, name), "--nocapture"]);
         // The folder it was started in may be covered in there.
         command.env(INSIDE, name).current_dir("/");
         match self.scratch {
@@ -450,6 +450,25 @@ impl Room {
         for line in said.lines().filter(|line| line.contains("left out: ")) {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
+    }
+}
+
+/// The test `name` of this executable with the modules that it is in.
+fn path_of_test(executable: &Path, name: &str) -> String {
+    static LIST: OnceLock<String> = OnceLock::new();
+    let list = LIST.get_or_init(|| {
+        let mut listing = Command::new(executable);
+        listing.args(["--list", "--format", "terse"]);
+        text(&listing.output().expect("the list of the tests"))
+    });
+    let paths = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    let is_it = |path: &&str| {
+        path.strip_suffix(name)
+            .is_some_and(|modules| modules.is_empty() || modules.ends_with("::"))
+    };
+    match paths.filter(is_it).collect::<Vec<_>>()[..] {
+        [path] => path.to_owned(),
+        ref paths => panic!("one test is to be called {name}: {paths:?}"),
     }
 }
 
