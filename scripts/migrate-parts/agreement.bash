@@ -207,7 +207,8 @@ what_script_uses() {
         for each in pid lock log; do
             local name="[.]$each"
             [[ $each != log ]] || name="voice_agent[.]log"
-            [[ $line =~ ^(.*[][:space:]\"\'\<\>=\;\|\&\(\)[])?([^][:space:]\"\'\<\>=\;\|\&\(\)[]*$name)([^[:alnum:]_]|$) ]] || continue
+            # Patterns cost nothing, and each expression is compiled anew.
+            [[ $line == *".$each"* && $line =~ ^(.*[][:space:]\"\'\<\>=\;\|\&\(\)[])?([^][:space:]\"\'\<\>=\;\|\&\(\)[]*$name)([^[:alnum:]_]|$) ]] || continue
             # Only where a word begins: "$(f)/x.pid" and "$d"/x.pid are no /x.pid.
             local before=${BASH_REMATCH[1]}
             at=${BASH_REMATCH[2]}
@@ -234,6 +235,7 @@ uses() { # SETTING VALUE
 # and AGENT_MODE.
 agent_in_line() {
     local line=$1
+    [[ $line == *dev* || $line == *start* || $line == *connect* ]] || return 1
     local word='([^][:space:]"'\''<>=;|&()[]*\.py|\$\{?[A-Za-z_][A-Za-z0-9_]*\}?)'
     [[ $line =~ ${word}[\"\']?[[:space:]]+[\"\']?(dev|start|connect)([^[:alnum:]_.-]|$) ]] || return 1
     AGENT_MODE=${BASH_REMATCH[2]}

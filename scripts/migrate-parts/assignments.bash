@@ -310,7 +310,7 @@ read_assignments() {
             [[ $line != *"$string"* ]] || string=
             continue
         fi
-        [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
+        ! is_idle "$line" || continue
         while is_continued "$line" && ((at < ${#lines[@]})); do
             line=${line%\\}${lines[at++]%$'\r'}
         done
@@ -326,13 +326,16 @@ read_assignments() {
     done
 }
 
+# An empty line or a comment?
+is_idle() { [[ ${1#"${1%%[![:space:]]*}"} == @(|\#*) ]]; }
+
 # Does a line go on in the next one?
-is_continued() { [[ $1 =~ (^|[^\\])(\\\\)*\\$ ]]; }
+is_continued() { [[ $1 == *\\ && $1 =~ (^|[^\\])(\\\\)*\\$ ]]; }
 
 # opens_document LINE: does a here-document begin below it? Sets DOCUMENT, the word
 # that ends it.
 opens_document() {
-    [[ $1 != *'<<<'* && $1 =~ \<\<-?[[:space:]]*[\'\"\\]?([A-Za-z_][A-Za-z0-9_]*) ]] || return 1
+    [[ $1 == *'<<'* && $1 != *'<<<'* && $1 =~ \<\<-?[[:space:]]*[\'\"\\]?([A-Za-z_][A-Za-z0-9_]*) ]] || return 1
     DOCUMENT=${BASH_REMATCH[1]}
 }
 
@@ -348,7 +351,7 @@ read_lines() {
     mapfile -t lines <"$1"
     while ((at < ${#lines[@]})); do
         line=${lines[at++]%$'\r'} number=$at
-        [[ ! $line =~ ^[[:space:]]*(\#|$) ]] || continue
+        ! is_idle "$line" || continue
         while is_continued "$line" && ((at < ${#lines[@]})); do
             line=${line%\\}${lines[at++]%$'\r'}
         done
@@ -370,17 +373,19 @@ follow_blocks() {
     local line=$1 opens='' closes=''
     line=${line#"${line%%[![:space:]]*}"}
     line=${line%"${line##*[![:space:]]}"}
-    if [[ $line =~ ^(if|for|while|until|case|select)([[:space:]]|$) ]]; then
+    # The patterns are for speed: each expression is compiled anew.
+    if [[ $line == @(if|for|while|until|case|select)* && $line =~ ^(if|for|while|until|case|select)([[:space:]]|$) ]]; then
         opens=yes
         [[ ! $line =~ (^|[[:space:]\;])(fi|done|esac)([[:space:]]*[\;\&|\<\>].*)?$ ]] || closes=yes
-    elif [[ $line =~ ^(function[[:space:]]+)?[A-Za-z_][A-Za-z0-9_-]*[[:space:]]*\(\)[[:space:]]*$ ]]; then
+    elif [[ $line == *'()' && $line =~ ^(function[[:space:]]+)?[A-Za-z_][A-Za-z0-9_-]*[[:space:]]*\(\)$ ]]; then
         # The brace on the next line opens it.
         BLOCK=yes
         return
-    elif [[ $line =~ ^(function[[:space:]]|[A-Za-z_][A-Za-z0-9_-]*[[:space:]]*\(\)) || $line =~ (^|[[:space:]])[\{\(]$ ]]; then
+    elif [[ $line == @(function*|*'()'*) && $line =~ ^(function[[:space:]]|[A-Za-z_][A-Za-z0-9_-]*[[:space:]]*\(\)) ]] ||
+        [[ $line == @(|*[[:space:]])[\{\(] ]]; then
         opens=yes
         [[ ! $line =~ [[:space:]\;]\}$ ]] || closes=yes
-    elif [[ $line =~ ^(fi|done|esac|\}|\))([[:space:]\;\&|\<\>]|$) ]]; then
+    elif [[ $line == @(fi|done|esac|\}|\))* && $line =~ ^(fi|done|esac|\}|\))([[:space:]\;\&|\<\>]|$) ]]; then
         closes=yes
     fi
     BLOCK=$opens$closes
@@ -397,10 +402,10 @@ declare -r DEFAULTING='^[[:space:]]*:[[:space:]]+"?\$\{([A-Za-z_][A-Za-z0-9_]*):
 take_line() {
     local line=$1 rest=$1
     OPEN_QUOTE=
-    if [[ $line =~ $DEFAULTING ]]; then
+    if [[ $line == *:*'${'* && $line =~ $DEFAULTING ]]; then
         rest="${BASH_REMATCH[1]}=\"\${${BASH_REMATCH[1]}:-${BASH_REMATCH[2]}}\""
     fi
-    while [[ $rest =~ $ASSIGNMENT ]]; do
+    while [[ $rest == *=* && $rest =~ $ASSIGNMENT ]]; do
         local name=${BASH_REMATCH[4]} value=${BASH_REMATCH[5]}
         if [[ $value == '('* ]]; then
             WORD='' REST='' WHY_NOT='a list' OVERRIDE=''

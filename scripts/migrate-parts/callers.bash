@@ -106,7 +106,7 @@ look_into_stream() {
     mapfile -t lines
     for number in "${!lines[@]}"; do
         line=${lines[number]}
-        [[ $line =~ $NAMES ]] || continue
+        [[ $line == *.sh* && $line =~ $NAMES ]] || continue
         if ((${#line} > LONGEST_LINE)); then
             say "Note: $(shown "$label"):$((number + 1)) names ${BASH_REMATCH[0]} and is too long to be searched (${#line} bytes): a caller in it is not found"
             continue
@@ -120,16 +120,16 @@ look_into_stream() {
         line=${lines[number]//\\\"/\"}
         ((${#line} <= LONGEST_LINE)) || continue
         [[ ! $line =~ ^[[:space:]]*(\#|//) ]] || continue
-        if [[ $line =~ $NAMES ]]; then
+        if [[ $line == *.sh* && $line =~ $NAMES ]]; then
             look_at_line "$line" && continue
             if ((number - shell_ends <= 3)) && [[ ! $line =~ $COMMAND_OPTION && $line =~ (^|.*[^[:alnum:]_.-])$NAMES$NAME_ENDS ]]; then
                 is_elsewhere "${BASH_REMATCH[1]##*[\"\' ]}" || found_line "${BASH_REMATCH[2]}" 'runs it with a shell'
                 continue
             fi
         fi
-        if [[ $line =~ $SHELL_ENDS_LINE ]]; then
+        if [[ $line == *sh* && $line =~ $SHELL_ENDS_LINE ]]; then
             shell_ends=$number
-        elif [[ $line =~ $COMMAND_OPTION ]]; then
+        elif [[ $line == *-*c* && $line =~ $COMMAND_OPTION ]]; then
             shell_ends=-9
         fi
         [[ -z $words ]] || look_for_variable "$line"

@@ -159,9 +159,17 @@ impl Sandbox {
     /// Waits until a line ends with 0.
     #[track_caller]
     pub fn until(&self, what: &str, line: &str) {
+        // Looked at in there: to get in costs more than to look.
+        let looks = format!(
+            "for look in $(seq 600); do
+                 said=$( (\n{line}\n) 2>&1 ) && exit 0
+                 sleep 0.03
+             done
+             printf '%s\\n' \"$said\"; exit 1"
+        );
         let mut last = String::new();
         let held = crate::eventually(Duration::from_secs(20), || {
-            let output = self.run(line);
+            let output = self.run(&looks);
             last = text(&output);
             output.status.success()
         });
