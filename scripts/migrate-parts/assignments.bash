@@ -402,7 +402,7 @@ declare -r DEFAULTING='^[[:space:]]*:[[:space:]]+"?\$\{([A-Za-z_][A-Za-z0-9_]*):
 take_line() {
     local line=$1 rest=$1
     OPEN_QUOTE=
-    if [[ $line == *:*'${'* && $line =~ $DEFAULTING ]]; then
+    if [[ $line == *:*\$\{* && $line =~ $DEFAULTING ]]; then
         rest="${BASH_REMATCH[1]}=\"\${${BASH_REMATCH[1]}:-${BASH_REMATCH[2]}}\""
     fi
     while [[ $rest == *=* && $rest =~ $ASSIGNMENT ]]; do
