@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::processes::{processes_with, signal_proven};
+use crate::program::test_binary;
 use crate::{Finished, Process, Program, binary, eventually, is_alive, process, python};
 
 const TOKEN: &str = "VOICE_TEST_WORLD";
@@ -29,6 +30,7 @@ pub struct World {
     project: PathBuf,
     family: String,
     token: String,
+    interpreter: PathBuf,
     environment: Vec<(OsString, OsString)>,
     declared: Mutex<Vec<u32>>,
     agents_declared: AtomicBool,
@@ -66,6 +68,7 @@ impl World {
             project,
             family,
             token,
+            interpreter: python().to_owned(),
             environment: Vec::new(),
             declared: Mutex::new(Vec::new()),
             agents_declared: AtomicBool::new(false),
@@ -81,7 +84,7 @@ impl World {
         world.set(TOKEN, world.token.clone());
         world.set("VOICE_GUARD_PROJECT_DIR", world.project.clone());
         world.set("VOICE_GUARD_AGENT_SCRIPT", format!("{}.py", world.family));
-        world.set("VOICE_GUARD_PYTHON", python());
+        world.set("VOICE_GUARD_PYTHON", world.interpreter.clone());
         world.set("VOICE_GUARD_PID_FILE", world.pid_file());
         world.set("VOICE_GUARD_LOCK_FILE", world.lock_file());
         world.set("VOICE_GUARD_LOG_FILE", world.log_file());
@@ -91,6 +94,23 @@ impl World {
         world.set("TEST_AGENT_CHILDREN_LOG", world.path("children.log"));
         world.set("PYTHONDONTWRITEBYTECODE", "1");
         world
+    }
+
+    /// From now on the interpreter is one that runs a test agent of its own at
+    /// once, whatever is in the script: for tests that start very many. (See
+    /// `src/bin/quick_agent.rs`; it knows few of the `TEST_AGENT_` variables.)
+    pub fn quick_agents(&mut self) -> &mut Self {
+        let folder = self.path("bin");
+        std::fs::create_dir(&folder).expect("a folder of the world");
+        self.interpreter = folder.join("python3");
+        symlink(test_binary("quick_agent"), &self.interpreter).expect("the interpreter");
+        self.set("VOICE_GUARD_PYTHON", self.interpreter.clone())
+    }
+
+    /// What agents of this world are started with.
+    #[must_use]
+    pub fn interpreter(&self) -> &Path {
+        &self.interpreter
     }
 
     /// Sets a variable for every command from now on.
@@ -275,7 +295,7 @@ impl World {
             .open(self.log_file())
             .expect("the log");
         let child = self
-            .command(python())
+            .command(&self.interpreter)
             .arg(script.file_name().expect("a script's name"))
             .arg(mode)
             .stdout(log.try_clone().expect("the log"))

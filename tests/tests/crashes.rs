@@ -20,7 +20,7 @@ use scenarios::syscalls::sweep::{
     overlap, tracked_agent,
 };
 use scenarios::syscalls::{Fault, Order, Victims, Who};
-use scenarios::{Program, World, python, text, until};
+use scenarios::{Program, World, text, until};
 
 /// How many cases of each scenario an everyday run visits.
 const SAMPLE: usize = 12;
@@ -116,15 +116,17 @@ fn orphan_worker(world: &World) {
     mark.push(world.pid_file());
     let status = world
         .command("/bin/sh")
-        .args(["-c", r#""$0" -I -S -c "$1" "$2" >/dev/null 2>&1 &"#])
-        .arg(python())
-        .arg("import signal, sys; open(sys.argv[1], 'w').close(); signal.pause()")
+        .args(["-c", r#""$0" -c worker 0<>"$1" >/dev/null 2>&1 &"#])
+        .arg(world.interpreter())
         .arg(&ready)
         .env("VOICE_GUARD_MARK", mark)
+        .env("TEST_AGENT_ROLE", "fork")
         .status()
         .expect("an orphan worker");
     assert!(status.success());
-    until("the orphan worker to run", || ready.exists());
+    until("the orphan worker to run", || {
+        std::fs::read(&ready).is_ok_and(|said| !said.is_empty())
+    });
 }
 
 #[test]
@@ -310,7 +312,7 @@ fn two_agents(world: &mut World) {
     let status = world
         .command("/bin/sh")
         .args(["-c", r#""$0" "$1" dev >>"$2" 2>&1 &"#])
-        .arg(python())
+        .arg(world.interpreter())
         .arg(world.script().file_name().expect("the script's name"))
         .arg(world.log_file())
         .status()

@@ -19,19 +19,27 @@ use scenarios::{Barrier, Finished, Program, World, python, rounds, slow_rounds, 
 
 const REFUSAL: &str = "ERROR: Already running or locked";
 
+/// One whose agents begin at once: Python would hide a short overlap, and here
+/// are tens of thousands of births.
+fn world() -> World {
+    let mut world = World::new();
+    world.quick_agents();
+    world
+}
+
 #[test]
 fn two_starters_make_one_agent() {
-    starters_race(&World::new(), 2, rounds(12));
+    starters_race(&world(), 2, rounds(12));
 }
 
 #[test]
 fn twenty_starters_make_one_agent() {
-    starters_race(&World::new(), 20, rounds(6));
+    starters_race(&world(), 20, rounds(6));
 }
 
 #[test]
 fn sixty_four_starters_make_one_agent() {
-    starters_race(&World::new(), 64, rounds(2));
+    starters_race(&world(), 64, rounds(2));
 }
 
 /// Under pyenv `python3` is a shell script for its first tens of milliseconds:
@@ -74,7 +82,7 @@ fn starters_race(world: &World, starters: usize, rounds: usize) {
 /// keep all starters out nor take anything away from a start.
 #[test]
 fn checks_disturb_no_start() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(15) {
         let mut programs = vec![Program::Check; 16];
         programs.extend([Program::Start; 4]);
@@ -98,7 +106,7 @@ fn checks_disturb_no_start() {
 /// to another.
 #[test]
 fn checks_together_all_find_a_stale_pid_file_safe() {
-    let world = World::new();
+    let world = world();
     world.expect(Program::Start, 0);
     world.kill(world.assert_one_agent());
     for round in 0..slow_rounds(8) {
@@ -124,7 +132,7 @@ fn checks_together_all_find_a_stale_pid_file_safe() {
 /// agent still; a start that says 1 leaves none; the stop always succeeds.
 #[test]
 fn a_start_against_a_stop_ends_with_a_tracked_agent_or_none() {
-    let world = World::new();
+    let world = world();
     for round in 0..rounds(10) {
         // Every other round there is an agent to begin with.
         if round % 2 == 1 && world.agents().is_empty() {
@@ -148,7 +156,7 @@ fn a_start_against_a_stop_ends_with_a_tracked_agent_or_none() {
 /// Many of each: whatever the order, nobody doubles an agent or loses one.
 #[test]
 fn starts_and_stops_in_a_crowd_end_with_a_tracked_agent_or_none() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(8) {
         let programs: Vec<_> = [Program::Start, Program::Stop].repeat(10);
         let ended = together(&world, &programs);
@@ -171,7 +179,7 @@ fn starts_and_stops_in_a_crowd_end_with_a_tracked_agent_or_none() {
 
 #[test]
 fn a_start_against_a_restart_ends_with_one_agent() {
-    let world = World::new();
+    let world = world();
     for round in 0..rounds(5) {
         let ended = together(&world, &[Program::Start, Program::Restart]);
         let context = || world.transcript(round, &ended);
@@ -189,7 +197,7 @@ fn a_start_against_a_restart_ends_with_one_agent() {
 
 #[test]
 fn system_starts_together_all_succeed_with_one_agent() {
-    let world = World::new();
+    let world = world();
     for round in 0..rounds(5) {
         let before = world.starts().len();
         let running = world.agents();
@@ -216,7 +224,7 @@ fn system_starts_together_all_succeed_with_one_agent() {
 
 #[test]
 fn system_starts_together_over_duplicates_end_with_one_agent() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(5) {
         let mut duplicates = [world.agent_by_hand("dev"), world.agent_by_hand("dev")];
         // The two were an overlap, as meant; from here on there may be none.
@@ -242,7 +250,7 @@ fn system_starts_together_over_duplicates_end_with_one_agent() {
 /// started, and starts its own.
 #[test]
 fn restarts_together_all_succeed_with_one_agent() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(4) {
         let before = world.starts().len();
         let ended = together(&world, &[Program::Restart; 6]);
@@ -261,7 +269,7 @@ fn restarts_together_all_succeed_with_one_agent() {
 
 #[test]
 fn everything_at_once_never_makes_two_agents() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(6) {
         let ended = together(&world, &Program::ALL.repeat(4));
         let context = || world.transcript(round, &ended);
@@ -282,7 +290,7 @@ fn everything_at_once_never_makes_two_agents() {
 
 #[test]
 fn starters_make_one_agent_while_the_files_are_being_deleted() {
-    let world = World::new();
+    let world = world();
     for round in 0..rounds(5) {
         let ended = while_deleting(&world, || together(&world, &[Program::Start; 20]));
         let context = || world.transcript(round, &ended);
@@ -305,7 +313,7 @@ fn starters_make_one_agent_while_the_files_are_being_deleted() {
 
 #[test]
 fn nothing_is_doubled_or_lost_while_the_files_are_being_deleted() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(6) {
         let programs = [
             Program::Start,
@@ -332,7 +340,7 @@ fn nothing_is_doubled_or_lost_while_the_files_are_being_deleted() {
 
 #[test]
 fn restarts_end_with_one_agent_while_the_files_are_being_deleted() {
-    let world = World::new();
+    let world = world();
     for round in 0..slow_rounds(8) {
         let ended = while_deleting(&world, || {
             together(&world, &[Program::Restart, Program::Start, Program::System])

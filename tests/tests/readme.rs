@@ -25,7 +25,7 @@ const RUN_ELSEWHERE: [&str; 5] = [
      sudo systemctl daemon-reload\n\
      sudo systemctl enable letta-voice-agent-safe\n\
      sudo systemctl start letta-voice-agent-safe",
-    // production_document.rs, debian_package.rs, cargo_install.rs
+    // production_document.rs, debian_package.rs, and scripts/test where a newcomer builds
     "sudo cp packaging/logrotate /etc/logrotate.d/voice-guard",
     "sudo apt install \"$(scripts/package)\"",
     "cargo install --path check-agent-running",

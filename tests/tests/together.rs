@@ -5,7 +5,6 @@
 mod agent_forms;
 mod bad_files;
 mod bystanders;
-mod cargo_install;
 mod debian_package;
 mod foreground;
 mod link_script;

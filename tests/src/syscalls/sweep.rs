@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::{Command, Output};
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -20,7 +19,7 @@ use nix::errno::Errno;
 use super::{
     Call, End, Fault, Order, Plan, Point, Run, Victims, Who, available, known_name, run_with,
 };
-use crate::{Program, World, left_out, python, text};
+use crate::{Program, World, left_out, text};
 
 /// One fault at one point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -386,7 +385,7 @@ impl Scenario<'_> {
         let mut world = World::new();
         // Short enough that a case without the awaited event costs little;
         // nothing here relies on how long they are.
-        world.set("VOICE_GUARD_PYTHON", interpreter());
+        world.quick_agents();
         world.set("VOICE_GUARD_VERIFY_SECONDS", "0.4");
         world.set("VOICE_GUARD_GRACE_SECONDS", "0.4");
         (self.set_up)(&mut world);
@@ -467,13 +466,6 @@ fn traits(world: &World) -> Vec<String> {
             .map(crate::Process::describe),
     );
     traits
-}
-
-/// The system's own interpreter starts up to four times as fast as one that was
-/// built on the machine, and thousands are started here.
-fn interpreter() -> &'static Path {
-    let system = Path::new("/usr/bin/python3");
-    if system.exists() { system } else { python() }
 }
 
 #[derive(Default)]
