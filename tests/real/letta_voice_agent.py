@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 
 from livekit.agents import JobContext, WorkerOptions, cli
 
@@ -16,6 +17,9 @@ if __name__ == "__main__":
         WorkerOptions(
             entrypoint_fnc=entrypoint,
             port=0,  # not 8081: tests run side by side
+            # `start` keeps one warm process here, not one for each processor: each
+            # costs a second. `dev` keeps none, as it does by itself.
+            num_idle_processes=1 if "start" in sys.argv else 0,
             # A busy machine is no reason to refuse a call or to give one up.
             load_threshold=math.inf,
             initialize_process_timeout=120,
