@@ -127,7 +127,9 @@ fn old_and_new_system_starts_keep_each_others_agent() {
                 world.expect(Program::System, 0);
             }
             assert_eq!(world.assert_one_agent(), agent);
-            until("the agent's first instruction", || !world.starts().is_empty());
+            until("the agent's first instruction", || {
+                !world.starts().is_empty()
+            });
             assert_eq!(world.starts(), [agent]);
             world.leave_agents();
         }

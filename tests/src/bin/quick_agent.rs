@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     reason = "test code: a panic is its verdict"
 )]
 
@@ -49,7 +50,8 @@ fn main() -> ExitCode {
     }
     let lock = take_overlap_locks();
     append("STARTS_LOG", &id().to_string());
-    if !matches!(arguments.next(), Some(mode) if mode == "dev" || mode == "start" || mode == "connect") {
+    if !matches!(arguments.next(), Some(mode) if mode == "dev" || mode == "start" || mode == "connect")
+    {
         return ExitCode::from(2);
     }
     for (name, _) in env::vars_os() {
@@ -175,6 +177,10 @@ fn start_children(lock: &File) {
 }
 
 /// With the command line and the environment of this process, as if forked.
+#[expect(
+    clippy::zombie_processes,
+    reason = "an agent waits for none of its children"
+)]
 fn start(role: &str, arrive: PipeWriter) {
     let mut arguments = env::args_os();
     Command::new("/proc/self/exe")
