@@ -1,10 +1,16 @@
 """The smallest real voice agent: registers with LiveKit, and stays in the calls it is given."""
 
-import asyncio
-import math
-import sys
+import gc
 
-from livekit.agents import JobContext, WorkerOptions, cli
+gc.disable()  # a tenth of the time of all these imports
+
+import asyncio  # noqa: E402
+import math  # noqa: E402
+import sys  # noqa: E402
+
+from livekit.agents import JobContext, WorkerOptions, cli  # noqa: E402
+
+gc.enable()
 
 
 async def entrypoint(ctx: JobContext):

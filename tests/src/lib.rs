@@ -30,7 +30,7 @@ mod world;
 
 pub use barrier::{Barrier, Finished, Released};
 pub use processes::{Process, all_processes, is_alive, process};
-pub use program::{Program, binary, python, resolve_python};
+pub use program::{Program, binary, built_tool, python, resolve_python};
 pub use sandbox::Sandbox;
 pub use wait::{eventually, eventually_some, until, within};
 pub use world::{HandAgent, World, available, left_out, text};

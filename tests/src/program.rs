@@ -77,8 +77,10 @@ pub(crate) fn binary_folder() -> PathBuf {
     std::env::var_os("VOICE_GUARD_TEST_BIN_DIR").map_or_else(beside_the_tests, PathBuf::from)
 }
 
-/// A program of this crate, which cargo builds with its tests.
-pub(crate) fn test_binary(name: &str) -> PathBuf {
+/// A program that is none of those under test, as cargo builds it with the tests
+/// of the workspace.
+#[must_use]
+pub fn built_tool(name: &str) -> PathBuf {
     let path = beside_the_tests().join(name);
     assert!(
         path.is_file(),

@@ -15,8 +15,9 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::processes::{processes_with, signal_proven};
-use crate::program::test_binary;
-use crate::{Finished, Process, Program, binary, eventually, is_alive, process, python};
+use crate::{
+    Finished, Process, Program, binary, built_tool, eventually, is_alive, process, python,
+};
 
 const TOKEN: &str = "VOICE_TEST_WORLD";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -103,7 +104,7 @@ impl World {
         let folder = self.path("bin");
         std::fs::create_dir(&folder).expect("a folder of the world");
         self.interpreter = folder.join("python3");
-        symlink(test_binary("quick_agent"), &self.interpreter).expect("the interpreter");
+        symlink(built_tool("quick_agent"), &self.interpreter).expect("the interpreter");
         self.set("VOICE_GUARD_PYTHON", self.interpreter.clone())
     }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use scenarios::{Program, Sandbox, available, binary, is_full_proof, left_out, text};
+use scenarios::{Program, Sandbox, available, binary, built_tool, is_full_proof, left_out, text};
 
 const AGENT: &str = include_str!("../agents/agent.py");
 const UNIT: &str = "letta-voice-agent-safe";
@@ -70,7 +70,9 @@ fn build() -> Packages {
     let printed = run(Command::new(clone().join("scripts/package"))
         .args(["--fast", "--version", "0.0.1-1"])
         .arg(&folder)
-        .env("VOICE_GUARD_PROGRAMS", programs));
+        .env("VOICE_GUARD_PROGRAMS", programs)
+        // As cargo has built it with the tests.
+        .env("VOICE_GUARD_PACKAGING", built_tool("packaging")));
     let old = PathBuf::from(printed.trim());
     assert!(old.starts_with(&folder), "it printed: {printed}");
     // The same with another number: building it again would only take time.
