@@ -46,12 +46,13 @@ impl Health {
         }
     }
 
-    /// How urgent that is in the journal (`sd-daemon(3)`).
-    fn priority(self) -> u8 {
+    /// How urgent that is in the journal (`sd-daemon(3)`); what is well is not
+    /// worth a line there every minute.
+    fn priority(self) -> Option<u8> {
         match self {
-            Self::Ok => 6,
-            Self::Warning => 4,
-            Self::Critical | Self::Unknown => 3,
+            Self::Ok => None,
+            Self::Warning => Some(4),
+            Self::Critical | Self::Unknown => Some(3),
         }
     }
 }
@@ -150,14 +151,16 @@ impl Observation<'_> {
     }
 
     /// The same for the journal, if standard output leads there: its priority
-    /// in front (`sd-daemon(3)`), so that what is wrong can be asked for.
+    /// in front (`sd-daemon(3)`), so that what is wrong can be asked for; nothing
+    /// if all is well. (`LogLevelMax=` in the unit does not suffice: journald looks
+    /// it up when it reads the line, and then the unit may be gone.)
     #[must_use]
-    pub fn line_for(&self, journal: bool) -> String {
-        if journal {
-            format!("<{}>{}", self.health().priority(), self.line())
-        } else {
-            self.line()
+    pub fn line_for(&self, journal: bool) -> Option<String> {
+        if !journal {
+            return Some(self.line());
         }
+        let priority = self.health().priority()?;
+        Some(format!("<{priority}>{}", self.line()))
     }
 
     /// Metrics in Prometheus' text format. What could not be found out is left
@@ -398,9 +401,11 @@ mod tests {
             ..WELL
         };
         assert_eq!(
-            odd.line_for(true),
-            "<3>VOICE AGENT UNKNOWN: cannot read /a/b c, for 1 min 1 s"
+            odd.line_for(true).as_deref(),
+            Some("<3>VOICE AGENT UNKNOWN: cannot read /a/b c, for 1 min 1 s")
         );
+        assert_eq!(WELL.line_for(true), None);
+        assert_eq!(WELL.line_for(false), Some(WELL.line()));
     }
 
     #[test]

@@ -224,9 +224,9 @@ impl Report {
             Format::Plugin => {
                 let observation = self.observation(outcome);
                 exit_code = observation.health().exit_code();
-                print(&harmless(
-                    &observation.line_for(monitor::stdout_is_journal()),
-                ));
+                if let Some(line) = observation.line_for(monitor::stdout_is_journal()) {
+                    print(&harmless(&line));
+                }
             }
             Format::Json => {
                 self.facts.outcome = outcome.name();

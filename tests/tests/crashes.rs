@@ -179,8 +179,7 @@ fn nobody_gets_in_between_a_dead_starter_and_its_child() {
                 next_stop(world)
             },
             rival: Some(Program::Start),
-            // The rival waits its second for the guard in each.
-            sample: SAMPLE / 4,
+            sample: SAMPLE / 2,
             kept: RefCell::default(),
         }
         .sweep();

@@ -378,21 +378,26 @@ fn metrics_replace_no_link_and_no_folder() {
 #[test]
 fn the_journal_gets_priorities_and_nobody_else_does() {
     let world = World::new();
-    let said_to = |stream: Option<&str>| {
+    let said_to = |stream: Option<&str>, code| {
         let mut out = tempfile::tempfile().unwrap();
         let metadata = out.metadata().unwrap();
         let own = format!("{}:{}", metadata.dev(), metadata.ino());
         let mut command = world.program(Program::Check);
         command.arg("--nagios").stdout(out.try_clone().unwrap());
         command.env("JOURNAL_STREAM", stream.unwrap_or(&own));
-        assert_eq!(command.status().unwrap().code(), Some(2));
+        assert_eq!(command.status().unwrap().code(), Some(code));
         let mut said = String::new();
         out.rewind().unwrap();
         out.read_to_string(&mut said).unwrap();
         said
     };
-    assert!(said_to(None).starts_with("<3>VOICE AGENT CRITICAL"));
-    assert!(said_to(Some("1:2")).starts_with("VOICE AGENT CRITICAL"));
+    assert!(said_to(None, 2).starts_with("<3>VOICE AGENT CRITICAL"));
+    assert!(said_to(Some("1:2"), 2).starts_with("VOICE AGENT CRITICAL"));
+    // All is well, every minute: for the journal no news.
+    world.expect(Program::Start, 0);
+    assert_eq!(said_to(None, 0), "");
+    assert!(said_to(Some("1:2"), 0).starts_with("VOICE AGENT OK"));
+    world.expect(Program::Stop, 0);
 }
 
 #[test]

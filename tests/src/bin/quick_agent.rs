@@ -12,7 +12,7 @@
 )]
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -42,15 +42,17 @@ fn main() -> ExitCode {
     if let Some(role) = env::var_os(ROLE) {
         child(role.to_str().expect("a role"));
     }
-    let mut arguments = env::args_os().skip(1);
-    let script = arguments.next().unwrap_or_default();
+    let script = env::args_os().nth(1).unwrap_or_default();
     if !Path::new(&script).is_file() {
         eprintln!("can't open file {}", script.display());
         return ExitCode::from(2);
     }
     let lock = take_overlap_locks();
     append("STARTS_LOG", &id().to_string());
-    if !matches!(arguments.next(), Some(mode) if mode == "dev" || mode == "start" || mode == "connect")
+    let mode = env::args_os().nth(2).unwrap_or_default();
+    if !["dev", "start", "connect"]
+        .iter()
+        .any(|known| mode == *known)
     {
         return ExitCode::from(2);
     }
@@ -99,7 +101,7 @@ fn take_overlap_locks() -> File {
 ///
 /// # Errors
 /// A living process that has the file open.
-fn free_of_the_living(lock: &File, path: &OsString) -> Result<(), String> {
+fn free_of_the_living(lock: &File, path: &OsStr) -> Result<(), String> {
     let path = Path::new(path).canonicalize().expect("the lock's path");
     let began = Instant::now();
     while flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -131,7 +133,7 @@ fn has_open(pid: u32, path: &Path) -> bool {
     paths.any(|open| open == path)
 }
 
-fn open_lock(path: &OsString) -> File {
+fn open_lock(path: &OsStr) -> File {
     OpenOptions::new()
         .read(true)
         .write(true)
